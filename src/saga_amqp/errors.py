@@ -1,0 +1,71 @@
+"""What can go wrong outside the core: stores, transports, handlers, the manager's own life cycle."""
+
+from saga_core.errors import SagaError
+
+
+class StoreError(SagaError):
+    """A store could not do what it was asked."""
+
+
+class SagaNotFoundError(StoreError):
+    """No saga with this id is in the store."""
+
+
+class SagaExistsError(StoreError):
+    """A saga with this id is in the store already."""
+
+
+class ConflictError(StoreError):
+    """Somebody else committed to this saga first: load it again and decide anew."""
+
+
+class TransportError(SagaError):
+    """The broker, or the way to it, did not do what it was asked."""
+
+
+class ConnectFailedError(TransportError):
+    """No connection could be made: nobody answers at this address, or TLS failed."""
+
+
+class AuthenticationError(ConnectFailedError):
+    """The broker refused the user name or the password."""
+
+
+class VirtualHostError(ConnectFailedError):
+    """The virtual host does not exist, or this user may not use it."""
+
+
+class ConnectionLostError(TransportError):
+    """The connection to the broker ended. What was not acknowledged is delivered again."""
+
+
+class ConsumerCancelledError(TransportError):
+    """The broker ended a consumer, for example because its queue was deleted."""
+
+
+class TopologyError(TransportError):
+    """An exchange, queue or binding could not be declared as asked."""
+
+
+class PublishError(TransportError):
+    """A message was not taken by the broker."""
+
+
+class UnroutableError(PublishError):
+    """No queue is bound for a message's routing key."""
+
+
+class FrameError(TransportError):
+    """Bytes from the broker are not AMQP 0-9-1 as agreed."""
+
+
+class TransportClosedError(TransportError):
+    """The transport is not open: not entered yet, or closed already."""
+
+
+class HandlerError(SagaError):
+    """A handler cannot be used: not async, a wrong signature, registered twice, or missing."""
+
+
+class ManagerError(SagaError):
+    """The manager is not in a state to do this: not open, running already, or closed."""
