@@ -9,11 +9,11 @@ class SagaError(Exception):
 
 
 class DefinitionError(SagaError):
-    """A saga's definition cannot be run: empty, a name twice, or a name that is unknown."""
+    """A saga's definition cannot be run: empty, a name twice, or a name that cannot be used."""
 
 
 class PayloadError(SagaError):
-    """A context, input or output cannot be written as JSON, or does not fit the type that reads it."""
+    """A context, input or output cannot be written as a JSON object, or does not fit the type that reads it."""
 
 
 class UnknownStepError(SagaError):
@@ -22,3 +22,23 @@ class UnknownStepError(SagaError):
 
 class CodecError(SagaError):
     """Bytes from a message or a store are not what this library writes."""
+
+
+class StepError(SagaError):
+    """Raise this in a handler to say what kind of failure it was.
+
+    `code` is for machines, `message` for people; `retryable` says whether another attempt could succeed;
+    `details` is anything that JSON can hold, and is kept with the step.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, retryable: bool = False, details: dict[str, object] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"

@@ -1,0 +1,75 @@
+"""Bytes for wire and storage: JSON, versioned. Fields unknown to this release are ignored, so that two share a queue.
+
+A message on the wire is a command: its `operation` says which. A saga in storage is its plan, written once; its
+events, one each; and, where a store wants to keep it, the state that they lead to.
+"""
+
+from typing import TypeVar
+
+import msgspec
+
+from saga_core.commands import Command
+from saga_core.errors import CodecError
+from saga_core.events import Event
+from saga_core.model import Saga
+
+WIRE_VERSION = 1
+
+_encode = msgspec.json.Encoder().encode
+_command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_saga = msgspec.json.Decoder(Saga)
+
+T = TypeVar("T")
+
+
+def encode_command(command: Command) -> bytes:
+    """Return the body of the message that carries a command."""
+    return _encode(command)
+
+
+def decode_command(body: bytes) -> Command:
+    """Read a message's body.
+
+    Raises: CodecError.
+    """
+    command = _decode(_command, body, "message")
+    if command.version > WIRE_VERSION:
+        raise CodecError(
+            f"This release reads messages up to version {WIRE_VERSION}, and this one has version {command.version}; "
+            f"upgrade it (saga {command.saga}, step {command.step!r})"
+        )
+    return command
+
+
+def encode_event(event: Event) -> bytes:
+    """Return an event as a history keeps it."""
+    return _encode(event)
+
+
+def decode_event(data: bytes) -> Event:
+    """Read an event from a history.
+
+    Raises: CodecError.
+    """
+    return _decode(_event, data, "event")
+
+
+def encode_saga(saga: Saga) -> bytes:
+    """Return a whole saga, plan and progress. Its length grows with its steps: see `encode_event` for what does not."""
+    return _encode(saga)
+
+
+def decode_saga(data: bytes) -> Saga:
+    """Read a whole saga.
+
+    Raises: CodecError.
+    """
+    return _decode(_saga, data, "saga")
+
+
+def _decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CodecError(f"Not a {what} of this library: {error}") from error

@@ -1,0 +1,38 @@
+"""What a saga's history tells: the state it leads to, and what one message of the past has caused."""
+
+from collections.abc import Iterable
+
+from saga_core.commands import Command, Execute
+from saga_core.events import CompensationFailed, CompensationSucceeded, Event, StepFailed, StepSucceeded
+from saga_core.machine import outstanding, transition
+from saga_core.model import Saga
+
+
+def fold(origin: Saga, history: Iterable[Event]) -> Saga:
+    """Return the saga that the events lead to, starting from the saga as created."""
+    saga = origin
+    for event in history:
+        saga = transition(saga, event).saga
+    return saga
+
+
+def consequences(origin: Saga, history: Iterable[Event], command: Command) -> tuple[Command, ...]:
+    """Return the commands that a command's committed result caused and that are still outstanding.
+
+    Whoever committed the result may have died before publishing them. Publishing them again is harmless: at worst
+    they are duplicates. Empty when the result was never committed.
+    """
+    caused: tuple[Command, ...] = ()
+    saga = origin
+    for event in history:
+        answer = transition(saga, event)
+        saga = answer.saga
+        if _answers(event, command):
+            caused = answer.commands
+    still = set(outstanding(saga))
+    return tuple(one for one in caused if one in still)
+
+
+def _answers(event: Event, command: Command) -> bool:
+    kinds = (StepSucceeded, StepFailed) if isinstance(command, Execute) else (CompensationSucceeded, CompensationFailed)
+    return isinstance(event, kinds) and event.step == command.step and event.attempt == command.attempt

@@ -1,0 +1,66 @@
+"""What users put into sagas: JSON objects, kept as the bytes that they were first written as.
+
+The core never looks inside. That is why nothing mutable is ever shared between a saga and its user, why a payload
+survives every store and message bit for bit, and why carrying one costs nothing.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import TypeVar, cast
+
+import msgspec
+from msgspec import Raw
+
+from saga_core.errors import PayloadError
+
+T = TypeVar("T")
+
+EMPTY = Raw(b"{}")
+
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_payload(value: object, what: str) -> Raw:
+    """Write a payload: a mapping, a msgspec Struct, a dataclass or None, which stands for an empty object.
+
+    `what` names the payload in the error. Raises: PayloadError.
+    """
+    if value is None:
+        return EMPTY
+    try:
+        raw = _encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise PayloadError(f"{what} cannot be written as JSON: {error}") from error
+    if raw[:1] != b"{":
+        raise PayloadError(f"{what} must be a JSON object (a dict, Struct or dataclass), not {type(value).__name__}")
+    # JSON has no NaN and msgspec writes null for it: the reader would see a value that nobody wrote.
+    if b"null" in raw and _has_nonfinite(msgspec.to_builtins(value)):
+        raise PayloadError(f"{what} holds a number that JSON cannot (NaN or infinite)")
+    return Raw(raw)
+
+
+def decode_payload(raw: Raw, type_: type[T], what: str) -> T:
+    """Read a payload into a type, validating it; every call returns fresh objects.
+
+    `what` names the payload in the error. Raises: PayloadError, naming the field that does not fit.
+    """
+    try:
+        return msgspec.json.decode(raw, type=type_)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        name = getattr(type_, "__name__", str(type_))
+        raise PayloadError(f"{what} does not fit {name}: {error}") from error
+
+
+def decode_object(raw: Raw) -> dict[str, object]:
+    """Read a payload that `encode_payload` wrote, without a schema."""
+    return msgspec.json.decode(raw, type=dict[str, object])
+
+
+def _has_nonfinite(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(map(_has_nonfinite, cast("dict[object, object]", value).values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_nonfinite, cast("Iterable[object]", value)))
+    return False
