@@ -82,22 +82,25 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Exchange(msgspec.Struct, frozen=True):
-    """A durable exchange."""
+    """A durable exchange; with `auto_delete` it goes with its last binding."""
 
     name: str
     kind: Literal["topic", "direct", "fanout"] = "topic"
+    auto_delete: bool = False
 
 
 class Queue(msgspec.Struct, frozen=True):
     """A durable queue.
 
-    `bindings` are pairs of exchange and routing pattern. Rejected messages go to the queue `dead_letter`.
+    `bindings` are pairs of exchange and routing pattern. Rejected messages go to the queue `dead_letter`. The
+    broker deletes the queue when nobody has used it for `expires` seconds; None keeps it.
     """
 
     name: str
     bindings: tuple[tuple[str, str], ...] = ()
     dead_letter: str | None = None
     kind: Literal["quorum", "classic"] = "quorum"
+    expires: float | None = None
 
 
 class Topology(msgspec.Struct, frozen=True):
