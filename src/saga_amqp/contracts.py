@@ -117,7 +117,9 @@ class Delivery(Protocol):
     """
 
     @property
-    def body(self) -> bytes: ...
+    def body(self) -> bytes:
+        """What was published."""
+        ...
 
     @property
     def redelivered(self) -> bool:
@@ -125,10 +127,14 @@ class Delivery(Protocol):
         ...
 
     @property
-    def message_id(self) -> str: ...
+    def message_id(self) -> str:
+        """The id that it was published with, or an empty string."""
+        ...
 
     @property
-    def headers(self) -> Mapping[str, object]: ...
+    def headers(self) -> Mapping[str, object]:
+        """The headers that it was published with, and those that the broker added."""
+        ...
 
     def acknowledge(self) -> None:
         """Tell the broker that the message is done with."""

@@ -1,0 +1,312 @@
+"""The loop that moves sagas on.
+
+A message arrives → a handler runs → an event is made → the core decides → the store commits → the commands are
+published → the message is acknowledged.
+
+Commit before publish, and publish, confirmed, before acknowledge: whoever dies in between leaves the message with
+the broker. Whoever gets it again finds its result committed, runs no handler, and publishes what that commit
+caused. So the broker's redelivery is the recovery log, and nothing is written twice.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import cast
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup, TaskStatus
+
+from saga_amqp.config import Config
+from saga_amqp.contracts import Consumer, Delivery, Store, Transport
+from saga_amqp.errors import ConflictError, SagaNotFoundError, TransportError
+from saga_amqp.handlers import failure_of
+from saga_amqp.observer import Moment, Point
+from saga_core import (
+    CodecError,
+    Command,
+    Compensate,
+    CompensationFailed,
+    CompensationSucceeded,
+    Event,
+    Execute,
+    Failure,
+    Saga,
+    StepError,
+    StepFailed,
+    StepSucceeded,
+    Transition,
+    UnknownStepError,
+    awaits,
+    consequences,
+    decode_command,
+    encode_payload,
+    transition,
+)
+
+logger = logging.getLogger("saga_amqp.engine")
+
+
+async def decide(store: Store, saga: Saga, event: Event) -> Transition:
+    """Apply an event and commit the result; where somebody else was first, decide anew on what they left.
+
+    Raises: SagaNotFoundError, StoreError. Cancelled, the commit may have happened or not.
+    """
+    while True:
+        answer = transition(saga, event)
+        if answer.ignored is not None:
+            logger.debug("Ignored: %s", answer.ignored)
+            return answer
+        try:
+            await store.commit(answer.saga, event)
+        except ConflictError:
+            saga = await store.load(saga.id)
+        else:
+            return answer
+
+
+class Engine:
+    """Runs handlers for the messages of one transport, in one task group, until told to stop."""
+
+    def __init__(self, transport: Transport, store: Store, config: Config, clock: Callable[[], float]) -> None:
+        self._transport = transport
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._observe = config.observer
+        self._workers: TaskGroup | None = None
+        self._busy = 0
+        self._waiting: deque[InHand] = deque()
+        self._in_hand: set[InHand] = set()
+        self._stopping = False
+        self._ending = anyio.Event()
+        self._idle = anyio.Event()
+        self._error: BaseException | None = None
+
+    async def run(self, task_status: TaskStatus[None]) -> None:
+        """Work until `stop`, a failure, or cancellation.
+
+        After `stop` running handlers have the grace period to finish. Whatever is not acknowledged in the end goes
+        back to the broker. Raises the first error, as it is: TransportError, StoreError, or what a handler or an
+        observer raised that is no Exception.
+        """
+        config = self._config
+        async with AsyncExitStack() as stack:
+            consumers: list[Consumer] = []
+            for queue in (config.step_queue, config.compensate_queue):
+                consume = self._transport.consume(queue, config.messages_ahead, self._receive)
+                consumers.append(await stack.enter_async_context(consume))
+            async with anyio.create_task_group() as self._workers:
+                try:
+                    for consumer in consumers:
+                        self._workers.start_soon(self._watch, consumer)
+                    self._start_workers()
+                    task_status.started()
+                    await self._ending.wait()
+                    if self._error is None:
+                        await self._finish(consumers)
+                finally:
+                    self._stopping = True
+                self._workers.cancel_scope.cancel()
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Begin to stop: `run` returns when what is in hand is done, or the grace period is over."""
+        self._stopping = True
+        self._ending.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error; only the first one counts."""
+        if self._error is None:
+            self._error = error
+        self._stopping = True
+        self._ending.set()
+        self._idle.set()
+        if self._workers is not None:
+            self._workers.cancel_scope.cancel()
+
+    def observe(self, point: Point, saga_id: str, command: Command | None = None) -> None:
+        """Tell the observer, if there is one."""
+        if self._observe is not None:
+            self._observe(Moment(point, saga_id, command))
+
+    async def _finish(self, consumers: Sequence[Consumer]) -> None:
+        with anyio.move_on_after(self._config.grace_period):
+            try:
+                for consumer in consumers:
+                    await consumer.cancel()
+            except TransportError as error:
+                self.fail(error)
+            # Only now: given back earlier, they would be handed to this very consumer again.
+            while self._waiting:
+                self._waiting.popleft().give_back()
+            if self._in_hand:
+                await self._idle.wait()
+
+    async def _watch(self, consumer: Consumer) -> None:
+        self.fail(await consumer.failed())
+
+    def _receive(self, delivery: Delivery) -> None:
+        work = InHand(self, delivery)
+        self._in_hand.add(work)
+        self._waiting.append(work)
+        self._start_workers()
+
+    def _start_workers(self) -> None:
+        if self._workers is not None and not self._stopping:
+            while self._waiting and self._busy < self._config.concurrency:
+                self._busy += 1
+                self._workers.start_soon(self._work, self._waiting.popleft())
+
+    async def _work(self, work: "InHand") -> None:
+        try:
+            await self._process(work)
+        except BaseException as error:  # a worker ends here, and tells the engine why
+            work.give_back()
+            self._explain(work, error)
+        finally:
+            self._busy -= 1
+            self._start_workers()
+
+    def _explain(self, work: "InHand", error: BaseException) -> None:
+        """Decide what an exception that ended a worker means for the engine."""
+        rest = _without_cancellation(error)
+        ending = anyio.current_effective_deadline() == float("-inf")
+        if rest is not None and not (ending and isinstance(rest, Exception)):
+            self.fail(rest)
+        elif not ending:
+            # Somebody cancelled this one task, as asyncio allows. The engine goes on.
+            logger.warning("A handler was cancelled from outside; its message goes back to the queue: %s", work)
+
+    async def _process(self, work: "InHand") -> None:
+        try:
+            work.command = command = decode_command(work.delivery.body)
+            self.observe(Point.RECEIVED, command.saga, command)
+            commands = await self._settle(command)
+        except (CodecError, SagaNotFoundError, UnknownStepError) as error:
+            logger.error("Message %s goes to the dead letters: %s", work.delivery.message_id, error)
+            work.dead_letter()
+            return
+        work.unconfirmed = len(commands)
+        if not commands:
+            work.acknowledge()
+        for one in commands:
+            await self._transport.publish(self._config.message(one), work.settled)
+
+    async def _settle(self, command: Command) -> Sequence[Command]:
+        """Bring a command's result into the store, and return what has to be published before it is acknowledged."""
+        saga = await self._store.load(command.saga)
+        if awaits(saga, command):
+            answer = await decide(self._store, saga, await self._run_handler(saga, command))
+            if answer.ignored is None:
+                self.observe(Point.COMMITTED, command.saga, command)
+                return answer.commands
+        origin, events = await self._store.history(command.saga)
+        return consequences(origin, events, command)
+
+    async def _run_handler(self, saga: Saga, command: Command) -> Event:
+        handler = self._config.handler(command)
+        if handler is None:
+            error = Failure(
+                "no_handler",
+                f"No handler for {command.action!r} is registered in the engine that got the message; "
+                f"register it in every engine that shares the queue",
+            )
+            logger.error("Saga %s, step %r: %s", saga.id, command.step, error.message)
+            return self._failed(command, error)
+        self.observe(Point.HANDLER_BEGAN, saga.id, command)
+        try:
+            output = await handler.function(saga, saga.step(command.step, handler.input_type))
+            what = f"The output of {command.action!r} in step {command.step!r} of saga {saga.id}"
+            raw = encode_payload(output, what) if isinstance(command, Execute) else None
+        except Exception as error:
+            # A handler that fails because the engine is ending has not failed: it runs again elsewhere.
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            expected = isinstance(error, StepError)
+            logger.log(
+                logging.INFO if expected else logging.WARNING,
+                "%s of step %r of saga %s failed in attempt %d: %r",
+                command.action,
+                command.step,
+                saga.id,
+                command.attempt,
+                error,
+                exc_info=not expected,
+            )
+            event = self._failed(command, failure_of(error))
+        else:
+            if raw is not None:
+                event = StepSucceeded(command.step, command.attempt, raw, self._clock())
+            else:
+                event = CompensationSucceeded(command.step, command.attempt, self._clock())
+        self.observe(Point.HANDLER_ENDED, saga.id, command)
+        return event
+
+    def _failed(self, command: Command, error: Failure) -> Event:
+        kind = CompensationFailed if isinstance(command, Compensate) else StepFailed
+        return kind(command.step, command.attempt, error, self._clock())
+
+    def let_go(self, work: "InHand") -> bool:
+        """Note that a message leaves our hands, and say whether it was still in them."""
+        if work not in self._in_hand:
+            return False
+        self._in_hand.remove(work)
+        if self._stopping and not self._in_hand:
+            self._idle.set()
+        return True
+
+
+def _without_cancellation(error: BaseException) -> BaseException | None:
+    cancelled = anyio.get_cancelled_exc_class()
+    if isinstance(error, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", error).split(cancelled)[1]
+    return None if isinstance(error, cancelled) else error
+
+
+class InHand:
+    """One message from its arrival until it is acknowledged or given back."""
+
+    __slots__ = ("_engine", "command", "delivery", "unconfirmed")
+
+    def __init__(self, engine: Engine, delivery: Delivery) -> None:
+        self._engine = engine
+        self.delivery: Delivery = delivery
+        self.command: Command | None = None
+        self.unconfirmed = 0
+
+    def __str__(self) -> str:
+        return str(self.command or self.delivery.message_id)
+
+    def settled(self, error: TransportError | None) -> None:
+        """Take the outcome of one publish; the last good one acknowledges the message."""
+        if error is not None:
+            self.give_back()
+            self._engine.fail(error)
+            return
+        try:
+            if self.command is not None:
+                self._engine.observe(Point.PUBLISHED, self.command.saga, self.command)
+            self.unconfirmed -= 1
+            if self.unconfirmed == 0:
+                self.acknowledge()
+        except BaseException as failure:  # an observer's; it must not reach the transport's tasks
+            self._engine.fail(failure)
+
+    def acknowledge(self) -> None:
+        """Tell the broker that the message is done with."""
+        if self._engine.let_go(self):
+            self.delivery.acknowledge()
+            if self.command is not None:
+                self._engine.observe(Point.ACKNOWLEDGED, self.command.saga, self.command)
+
+    def give_back(self) -> None:
+        """Have the message delivered again, here or elsewhere."""
+        if self._engine.let_go(self):
+            self.delivery.reject(requeue=True)
+
+    def dead_letter(self) -> None:
+        """Have the message put where a person can look at it."""
+        if self._engine.let_go(self):
+            self.delivery.reject(requeue=False)

@@ -1,0 +1,30 @@
+"""One seam to watch an engine through: telemetry, tests and crash points all use it."""
+
+from collections.abc import Callable
+from enum import StrEnum
+
+import msgspec
+
+from saga_core import Command
+
+
+class Point(StrEnum):
+    """The moments in a message's life that an observer is told of, in their order."""
+
+    RECEIVED = "received"
+    HANDLER_BEGAN = "handler began"
+    HANDLER_ENDED = "handler ended"
+    COMMITTED = "committed"
+    PUBLISHED = "published"
+    ACKNOWLEDGED = "acknowledged"
+
+
+class Moment(msgspec.Struct, frozen=True, gc=False):
+    """A point that a saga has reached; `command` is the message being worked on, None for a call of the manager."""
+
+    point: Point
+    saga_id: str
+    command: Command | None = None
+
+
+Observer = Callable[[Moment], None]

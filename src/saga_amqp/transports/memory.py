@@ -1,0 +1,262 @@
+"""A broker in memory: for tests, trials and demonstrations. Nothing outlives the process.
+
+It keeps the promises of the contract and no more: queues in order, prefetch, redelivery of what a leaving consumer
+had not acknowledged, dead letters, unroutable messages as errors. It never fails on its own.
+"""
+
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from saga_amqp.contracts import Delivery, Exchange, Message, Queue, Topology
+from saga_amqp.errors import (
+    ConsumerCancelledError,
+    TopologyError,
+    TransportClosedError,
+    TransportError,
+    UnroutableError,
+)
+
+
+class MemoryBroker:
+    """Exchanges and queues that several transports in one event loop can share."""
+
+    def __init__(self) -> None:
+        self.exchanges: dict[str, Exchange] = {}
+        self.queues: dict[str, MemoryQueue] = {}
+
+    def declare(self, topology: Topology) -> None:
+        """Create what is missing. Raises: TopologyError when something exists and is different."""
+        for exchange in topology.exchanges:
+            if self.exchanges.setdefault(exchange.name, exchange) != exchange:
+                raise TopologyError(f"Exchange {exchange.name!r} exists as {self.exchanges[exchange.name]}")
+        for queue in topology.queues:
+            existing = self.queues.setdefault(queue.name, MemoryQueue(self, queue))
+            if existing.declared != queue:
+                raise TopologyError(f"Queue {queue.name!r} exists as {existing.declared}, not as {queue}")
+
+    def route(self, message: Message) -> bool:
+        """Put a message into every queue that is bound for it; False if there is none."""
+        if message.exchange == "":
+            targets = [queue for queue in self.queues.values() if queue.declared.name == message.routing_key]
+        else:
+            kind = self.exchanges[message.exchange].kind if message.exchange in self.exchanges else "direct"
+            targets = [
+                queue
+                for queue in self.queues.values()
+                if any(
+                    exchange == message.exchange and _matches(kind, pattern, message.routing_key)
+                    for exchange, pattern in queue.declared.bindings
+                )
+            ]
+        for queue in targets:
+            queue.put(MemoryMessage(message))
+        return bool(targets)
+
+    def depth(self, queue: str) -> int:
+        """Return how many messages a queue holds, those with consumers included."""
+        return len(self.queues[queue].ready) + sum(len(one.in_hand) for one in self.queues[queue].consumers)
+
+
+class MemoryMessage:
+    """A message in a queue, and how often it was handed out."""
+
+    __slots__ = ("deliveries", "message")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.deliveries = 0
+
+
+class MemoryQueue:
+    """One queue and its consumers, served in turn."""
+
+    def __init__(self, broker: MemoryBroker, declared: Queue) -> None:
+        self.broker = broker
+        self.declared = declared
+        self.ready: deque[MemoryMessage] = deque()
+        self.consumers: deque[MemoryConsumer] = deque()
+
+    def put(self, message: MemoryMessage) -> None:
+        """Add a message at the end."""
+        self.ready.append(message)
+        self.serve()
+
+    def serve(self) -> None:
+        """Hand out what consumers have room for."""
+        while self.ready and (consumer := self._next_with_room()) is not None:
+            message = self.ready.popleft()
+            message.deliveries += 1
+            delivery = MemoryDelivery(consumer, message)
+            consumer.in_hand[delivery] = None
+            consumer.receive(delivery)
+
+    def dead_letter(self, message: MemoryMessage) -> None:
+        """Move a rejected message to where its queue says; without such a place it is gone, as on the broker."""
+        name = self.declared.dead_letter
+        if name is not None and name in self.broker.queues:
+            self.broker.queues[name].put(MemoryMessage(message.message))
+
+    def _next_with_room(self) -> "MemoryConsumer | None":
+        for _ in range(len(self.consumers)):
+            consumer = self.consumers[0]
+            self.consumers.rotate(-1)
+            if consumer.active and len(consumer.in_hand) < consumer.prefetch:
+                return consumer
+        return None
+
+
+class MemoryConsumer:
+    """A subscription; see `contracts.Consumer`."""
+
+    def __init__(self, queue: MemoryQueue, prefetch: int, receive: Callable[[Delivery], None]) -> None:
+        self.queue = queue
+        self.prefetch = prefetch
+        self.receive = receive
+        self.active = True
+        self.in_hand: dict[MemoryDelivery, None] = {}
+
+    async def cancel(self) -> None:
+        """Ask for no more deliveries."""
+        self.active = False
+
+    async def failed(self) -> TransportError:
+        """Wait for a failure: here there is none."""
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    def leave(self) -> None:
+        """Give back what is in hand, to the front of the queue and in its old order."""
+        self.active = False
+        self.queue.consumers.remove(self)
+        for delivery in reversed(self.in_hand):
+            self.queue.ready.appendleft(delivery.held)
+        self.in_hand.clear()
+        self.queue.serve()
+
+
+class MemoryDelivery:
+    """A message in a consumer's hands; see `contracts.Delivery`."""
+
+    __slots__ = ("_consumer", "held", "redelivered")
+
+    def __init__(self, consumer: MemoryConsumer, held: MemoryMessage) -> None:
+        self._consumer = consumer
+        self.held = held
+        self.redelivered = held.deliveries > 1
+
+    @property
+    def body(self) -> bytes:
+        """The message's body."""
+        return self.held.message.body
+
+    @property
+    def message_id(self) -> str:
+        """The message's id."""
+        return self.held.message.id
+
+    @property
+    def headers(self) -> Mapping[str, object]:
+        """The message's headers."""
+        return self.held.message.headers or {}
+
+    def acknowledge(self) -> None:
+        """Take the message off its queue."""
+        if self._settle():
+            self._consumer.queue.serve()
+
+    def reject(self, *, requeue: bool) -> None:
+        """Give the message back."""
+        if self._settle():
+            if requeue:
+                self._consumer.queue.ready.appendleft(self.held)
+            else:
+                self._consumer.queue.dead_letter(self.held)
+            self._consumer.queue.serve()
+
+    def _settle(self) -> bool:
+        if self not in self._consumer.in_hand:
+            return False
+        del self._consumer.in_hand[self]
+        return True
+
+
+class MemoryTransport:
+    """A transport to a broker in this process; by default one of its own."""
+
+    def __init__(self, broker: MemoryBroker | None = None) -> None:
+        self.broker = broker or MemoryBroker()
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        """Open."""
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close; consumers end with their contexts."""
+        self._open = False
+
+    async def declare(self, topology: Topology) -> None:
+        """Create what is missing. Raises: TopologyError, TransportClosedError."""
+        self._check_open()
+        self.broker.declare(topology)
+
+    @asynccontextmanager
+    async def consume(
+        self, queue: str, prefetch: int, receive: Callable[[Delivery], None]
+    ) -> AsyncGenerator[MemoryConsumer, None]:
+        """Hand each message of a queue to `receive`. Raises: ConsumerCancelledError, TransportClosedError."""
+        self._check_open()
+        if queue not in self.broker.queues:
+            raise ConsumerCancelledError(f"There is no queue {queue!r} to consume from; declare it first")
+        consumer = MemoryConsumer(self.broker.queues[queue], prefetch, receive)
+        consumer.queue.consumers.append(consumer)
+        consumer.queue.serve()
+        try:
+            yield consumer
+        finally:
+            consumer.leave()
+
+    async def publish(self, message: Message, settled: Callable[[TransportError | None], None]) -> None:
+        """Put a message into its queues at once. Raises: TransportClosedError."""
+        self._check_open()
+        if self.broker.route(message):
+            settled(None)
+        else:
+            settled(
+                UnroutableError(
+                    f"Message {message.id} has nowhere to go: no queue is bound to exchange {message.exchange!r} "
+                    f"for {message.routing_key!r}"
+                )
+            )
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise TransportClosedError("The transport is not open; use it inside `async with`")
+
+
+def _matches(kind: str, pattern: str, key: str) -> bool:
+    if kind == "fanout":
+        return True
+    if kind == "direct":
+        return pattern == key
+    return _match_words(pattern.split("."), key.split("."))
+
+
+def _match_words(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(_match_words(pattern[1:], words[count:]) for count in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _match_words(pattern[1:], words[1:])
