@@ -10,6 +10,7 @@ the same in a saga of 1,000 steps as in one of 3, to decide and to write down.
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Generic, Literal, cast
 
 from msgspec import Raw, Struct, field
@@ -284,5 +285,10 @@ def plan_saga(name: str, steps: "Sequence[Step[object]]", context: object, *, id
 
 
 def _step_id(saga_id: str, position: int) -> str:
-    """Derive a step's ULID from its saga's: nothing to store, and the same on every machine."""
-    return str(ULID.from_int((int(ULID.from_str(saga_id)) + position + 1) % (1 << 128)))
+    """Derive a step's ULID from its saga's: nothing to store, and the same on every machine.
+
+    Counting up from the saga's id would not do: ULIDs made within one millisecond count up too, and the steps of
+    two sagas would share their ids, and so their idempotency keys.
+    """
+    saga = ULID.from_str(saga_id).bytes
+    return str(ULID.from_bytes(saga[:6] + blake2b(saga + position.to_bytes(4, "big"), digest_size=10).digest()))
