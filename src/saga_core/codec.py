@@ -71,5 +71,5 @@ def decode_saga(data: bytes) -> Saga:
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CodecError(f"Not a {what} of this library: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CodecError(f"This is no {what} of this library: {error}") from error

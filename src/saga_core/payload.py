@@ -29,12 +29,15 @@ def encode_payload(value: object, what: str) -> Raw:
         return EMPTY
     try:
         raw = _encode(value)
+        # JSON has no NaN and msgspec writes null for it: the reader would see a value that nobody wrote.
+        nonfinite = b"null" in raw and _has_nonfinite(msgspec.to_builtins(value, enc_hook=_nothing))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise PayloadError(f"{what} cannot be written as JSON: {error}") from error
     if raw[:1] != b"{":
-        raise PayloadError(f"{what} must be a JSON object (a dict, Struct or dataclass), not {type(value).__name__}")
-    # JSON has no NaN and msgspec writes null for it: the reader would see a value that nobody wrote.
-    if b"null" in raw and _has_nonfinite(msgspec.to_builtins(value)):
+        raise PayloadError(
+            f"{what} must be a JSON object (a dict, Struct or dataclass), not {type(value).__name__}"
+        )
+    if nonfinite:
         raise PayloadError(f"{what} holds a number that JSON cannot (NaN or infinite)")
     return Raw(raw)
 
@@ -46,7 +49,7 @@ def decode_payload(raw: Raw, type_: type[T], what: str) -> T:
     """
     try:
         return msgspec.json.decode(raw, type=type_)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         name = getattr(type_, "__name__", str(type_))
         raise PayloadError(f"{what} does not fit {name}: {error}") from error
 
@@ -54,6 +57,10 @@ def decode_payload(raw: Raw, type_: type[T], what: str) -> T:
 def decode_object(raw: Raw) -> dict[str, object]:
     """Read a payload that `encode_payload` wrote, without a schema."""
     return msgspec.json.decode(raw, type=dict[str, object])
+
+
+def _nothing(raw: object) -> None:
+    """Stand in for a Raw: it is JSON already, and holds no number that JSON cannot."""
 
 
 def _has_nonfinite(value: object) -> bool:
