@@ -250,20 +250,25 @@ def plan_saga(name: str, steps: "Sequence[Step[object]]", context: object, *, id
     Raises: DefinitionError, PayloadError; both name the saga and the step.
     """
     where = f"Saga {name!r}"
-    if not name:
-        raise DefinitionError("A saga needs a name")
+    if not _usable(name):
+        raise DefinitionError(f"A saga needs a name, not {name!r}")
     try:
         ULID.from_str(id)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DefinitionError(f"{where}: the id {id!r} is not a ULID") from error
     if not steps:
         raise DefinitionError(f"{where} has no steps; give at least one")
     seen: set[str] = set()
     for place, step in enumerate(steps, 1):
-        if not step.name or not step.action:
-            raise DefinitionError(f"{where}: step {place} needs both a name and an action")
-        if step.compensation == "":
-            raise DefinitionError(f"{where}: step {step.name!r} has an empty compensation; leave it out instead")
+        if not _usable(step.name) or not _usable(step.action):
+            raise DefinitionError(
+                f"{where}: step {place} needs both a name and an action, not {step.name!r} and {step.action!r}"
+            )
+        if step.compensation is not None and not _usable(step.compensation):
+            raise DefinitionError(
+                f"{where}: step {step.name!r} cannot have the compensation {step.compensation!r}; "
+                "give a name, or leave it out"
+            )
         if step.name in seen:
             raise DefinitionError(f"{where} has two steps named {step.name!r}; names must differ")
         seen.add(step.name)
@@ -282,6 +287,14 @@ def plan_saga(name: str, steps: "Sequence[Step[object]]", context: object, *, id
         context=encode_payload(context, f"{where}: the context"),
         created_at=at,
     )
+
+
+def _usable(name: object) -> bool:
+    """Whether a name can be kept and sent: text that is not empty and that UTF-8 can hold."""
+    try:
+        return isinstance(name, str) and name.encode() != b""
+    except UnicodeEncodeError:
+        return False
 
 
 def _step_id(saga_id: str, position: int) -> str:
