@@ -19,8 +19,11 @@ from saga_core.events import (
     StepSucceeded,
 )
 from saga_core.history import consequences, fold
-from saga_core.machine import Transition, awaits, new_saga, outstanding, transition
-from saga_core.model import Failure, Operation, Plan, Progress, Saga, SagaState, Step, StepPlan, StepState
+from saga_core.machine import awaits, child_saga, new_saga, outstanding, transition, wake_at
+from saga_core.moves import Transition
+from saga_core.model import Progress, Saga
+from saga_core.plan import ChildSaga, Failure, Options, Plan, Step, StepPlan
+from saga_core.states import Operation, SagaState, StepState
 from saga_core.payload import decode_payload, encode_payload
 
 __all__ = [

@@ -9,18 +9,35 @@ from typing import TypeVar
 import msgspec
 
 from saga_core.commands import Command
-from saga_core.errors import CodecError
+from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
-from saga_core.model import Saga
+from saga_core.model import Chunks, Saga, rebuild
+from saga_core.plan import Plan
+from saga_core.states import SagaState
 
 WIRE_VERSION = 1
+
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 _command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
-_saga = msgspec.json.Decoder(Saga)
 
-T = TypeVar("T")
+
+class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is written of a saga: not what follows from the rest."""
+
+    plan: Plan
+    state: SagaState
+    revision: int
+    progress: Chunks
+    updated_at: float
+    completed_at: float | None = None
+    suspended: bool = False
+
+
+_saga = msgspec.json.Decoder(_Kept)
+
 
 
 def encode_command(command: Command) -> bytes:
@@ -57,7 +74,11 @@ def decode_event(data: bytes) -> Event:
 
 def encode_saga(saga: Saga) -> bytes:
     """Return a whole saga, plan and progress. Its length grows with its steps: see `encode_event` for what does not."""
-    return _encode(saga)
+    return _encode(
+        _Kept(
+            saga.plan, saga.state, saga.revision, saga.progress, saga.updated_at, saga.completed_at, saga.suspended
+        )
+    )
 
 
 def decode_saga(data: bytes) -> Saga:
@@ -65,7 +86,19 @@ def decode_saga(data: bytes) -> Saga:
 
     Raises: CodecError.
     """
-    return _decode(_saga, data, "saga")
+    kept = _decode(_saga, data, "saga")
+    try:
+        return rebuild(
+            kept.plan,
+            kept.state,
+            kept.revision,
+            kept.progress,
+            kept.updated_at,
+            kept.completed_at,
+            kept.suspended,
+        )
+    except (SagaError, LookupError) as error:
+        raise CodecError(f"This is no saga of this library: {error}") from error
 
 
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:

@@ -2,14 +2,17 @@
 
 from msgspec import Struct
 
+from saga_core.states import SagaState
+
 
 class Execute(Struct, frozen=True, gc=False, tag_field="operation", tag="execute"):
-    """Run a step's action."""
+    """Run a step's action. `deadline`: when the attempt times out, in seconds since 1970, UTC."""
 
     saga: str
     step: str
     action: str
     attempt: int
+    deadline: float | None = None
     version: int = 1
 
 
@@ -20,7 +23,39 @@ class Compensate(Struct, frozen=True, gc=False, tag_field="operation", tag="comp
     step: str
     action: str
     attempt: int
+    deadline: float | None = None
     version: int = 1
 
 
-Command = Execute | Compensate
+class StartChild(Struct, frozen=True, gc=False, tag_field="operation", tag="start_child"):
+    """Start the child saga of a step; `child` is the id that it has to have."""
+
+    saga: str
+    step: str
+    attempt: int
+    child: str
+    version: int = 1
+
+
+class CompensateChild(Struct, frozen=True, gc=False, tag_field="operation", tag="compensate_child"):
+    """Have the child saga of a step undone. `attempt` counts the attempts to."""
+
+    saga: str
+    step: str
+    attempt: int
+    child: str
+    version: int = 1
+
+
+class Report(Struct, frozen=True, gc=False, tag_field="operation", tag="report"):
+    """Tell a parent saga how its child came to rest. `attempt` is that of the parent's step which started it."""
+
+    saga: str
+    step: str
+    attempt: int
+    child: str
+    state: SagaState
+    version: int = 1
+
+
+Command = Execute | Compensate | StartChild | CompensateChild | Report

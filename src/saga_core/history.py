@@ -2,8 +2,18 @@
 
 from collections.abc import Iterable
 
-from saga_core.commands import Command, Execute
-from saga_core.events import CompensationFailed, CompensationSucceeded, Event, StepFailed, StepSucceeded
+from saga_core.commands import Command, Compensate, Execute, Report
+from saga_core.events import (
+    ChildRested,
+    CompensationDeferred,
+    CompensationFailed,
+    CompensationSucceeded,
+    Event,
+    StepDeferred,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
 from saga_core.machine import outstanding, transition
 from saga_core.model import Saga
 
@@ -33,6 +43,14 @@ def consequences(origin: Saga, history: Iterable[Event], command: Command) -> tu
     return tuple(one for one in caused if one in still)
 
 
+_ANSWERS: dict[type[Command], tuple[type[Event], ...]] = {
+    Execute: (StepSucceeded, StepFailed, StepSkipped, StepDeferred),
+    Compensate: (CompensationSucceeded, CompensationFailed, CompensationDeferred),
+    Report: (ChildRested,),
+}
+
+
 def _answers(event: Event, command: Command) -> bool:
-    kinds = (StepSucceeded, StepFailed) if isinstance(command, Execute) else (CompensationSucceeded, CompensationFailed)
-    return isinstance(event, kinds) and event.step == command.step and event.attempt == command.attempt
+    if not isinstance(event, _ANSWERS.get(type(command), ())):
+        return False
+    return event.step == command.step and event.attempt == command.attempt  # type: ignore[union-attr]

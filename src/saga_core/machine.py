@@ -1,62 +1,121 @@
 """The state machine: every decision about a saga is made here, from data alone.
 
-A saga's steps run one after the other. The theory of operation:
+The theory of operation. A step is *out* while it is `started` or `compensating` and neither waits for its next
+attempt nor for a callback; exactly then a command for it is in flight, or should be. So `outstanding` can tell from
+the state alone what has to be published: the state is the outbox.
 
-* A step is *in flight* while it is `started` or `compensating`; exactly then a command for it is out, or should
-  be. So `outstanding` can tell from the state alone what has to be published: the state is the outbox.
+* A step begins when all that it depends on has ended well: completed, or skipped.
 * An event that answers a command in flight is applied. Every other one (a duplicate, a late result of an earlier
   attempt, a result for a step that was never asked) leaves the saga as it is, and `Transition.ignored` says why.
-* When a step fails nothing new starts, and the completed steps are undone in reverse order, each after the one
-  behind it is undone (Garcia-Molina & Salem, *Sagas*, 1987). A step without a compensation is passed over.
-* A compensation that fails leaves its step `failed`, never `compensated`, and everything before it as it is: the
-  saga rests in `failed` until a person asks again.
+* A failed attempt is followed by another one as the step's policy says. When there is none left, nothing new starts;
+  what is out is awaited; then what has completed is undone, each step after all that depended on it, independent ones
+  side by side (Garcia-Molina & Salem, *Sagas*, 1987). A step without a compensation is passed over. A step whose
+  outcome nobody knows is undone too.
+* A compensation is tried again by its own policy. One that fails for good leaves its step `failed`, and what it stood
+  on as it is; what is independent of it is still undone; then the saga rests in `failed`, for a person.
+* When the pivot has ended well, the saga goes forward only. What fails behind it is tried again without end, and what
+  cannot be leaves the saga in `failed` when the rest is done.
 
-To add an event: write its rule, and enter it in `RULES`.
+`TABLE` says which event is answered in which state of a saga, by which rule, and what state can follow. Whatever is
+not in it is ignored. The rules are made of the moves in `moves`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from saga_core.commands import Command, Compensate, Execute
+from saga_core.commands import Command, Execute, Report, StartChild
 from saga_core.events import (
+    CancelRequested,
+    ChildRested,
+    CompensationDeferred,
     CompensationFailed,
     CompensationRequested,
     CompensationSucceeded,
     Event,
+    ResumeRequested,
+    RetryRequested,
+    SkipRequested,
+    StepDeferred,
     StepFailed,
+    StepResolved,
+    StepSkipped,
     StepSucceeded,
+    SuspendRequested,
+    TimePassed,
 )
-from saga_core.model import CHUNK, PENDING, Operation, Plan, Progress, Saga, SagaState, Step, StepState, plan_saga
+from saga_core.model import CHUNK, Progress, Saga, rebuild
+from saga_core.model import PENDING as BLANK
+from saga_core.moves import (
+    COMPENSATING,
+    COMPLETED,
+    PENDING,
+    SAGA_COMPENSATED,
+    SAGA_COMPENSATING,
+    SAGA_COMPLETED,
+    SAGA_FAILED,
+    SAGA_STARTED,
+    SKIPPED,
+    STARTED,
+    Draft,
+    Transition,
+    advance,
+    again,
+    begin_ready,
+    close,
+    command_for,
+    due,
+    end_well,
+    fail_attempt,
+    fail_compensation,
+    give_up,
+    open_draft,
+    past_pivot,
+    positions,
+    put,
+    report,
+    send,
+    settle,
+    turn_round,
+    undone,
+)
+from saga_core.plan import NO_OPTIONS, Failure, Options, Plan, Step, plan_child, plan_saga
+from saga_core.states import SagaState
 
-STARTED, COMPLETED, FAILED = StepState.STARTED, StepState.COMPLETED, StepState.FAILED
-COMPENSATING, COMPENSATED = StepState.COMPENSATING, StepState.COMPENSATED
-SAGA_STARTED, SAGA_COMPLETED, SAGA_FAILED = SagaState.STARTED, SagaState.COMPLETED, SagaState.FAILED
-SAGA_COMPENSATING, SAGA_COMPENSATED = SagaState.COMPENSATING, SagaState.COMPENSATED
-
-Chunks = tuple[tuple[Progress, ...], ...]
+TIMEOUT = "timeout"
+TOTAL_TIMEOUT = "total_timeout"
+SAGA_TIMEOUT = "saga_timeout"
 
 
-class Transition(Struct, frozen=True, gc=False):
-    """The answer to an event: the saga after it, what to do next, and why if the event was ignored."""
+def new_saga(
+    name: str,
+    steps: Sequence[Step[Any]],
+    context: object = None,
+    *,
+    id: str,
+    at: float,
+    options: Options = NO_OPTIONS,
+    secret: str = "",
+) -> Saga:
+    """Build a saga whose first steps are in flight; `outstanding` gives the commands for them.
 
-    saga: Saga
-    commands: tuple[Command, ...] = ()
-    ignored: str | None = None
-
-
-def new_saga(name: str, steps: Sequence[Step[Any]], context: object = None, *, id: str, at: float) -> Saga:
-    """Build a saga whose first step is in flight; `outstanding` gives the command for it.
-
-    `id` is a ULID, `at` the time in seconds since 1970, UTC.
+    `id` is a ULID, `at` the time in seconds since 1970, UTC; `secret` makes the tokens of deferred steps
+    unguessable.
 
     Raises: DefinitionError, PayloadError.
     """
-    plan = plan_saga(name, steps, context, id=id, at=at)
-    whole, rest = divmod(len(plan.steps), CHUNK)
-    blank = ((PENDING,) * CHUNK,) * whole + (((PENDING,) * rest,) if rest else ())
-    return Saga(plan, SAGA_STARTED, 0, _put(blank, 0, Progress(STARTED, 1)), at)
+    return _begin(plan_saga(name, steps, context, id=id, at=at, options=options, secret=secret))
+
+
+def child_saga(parent: Saga, command: StartChild, at: float) -> Saga:
+    """Build the child saga that a command asks for. The same command gives the same child but for the time.
+
+    Raises: DefinitionError when the step has no child; UnknownStepError.
+    """
+    return _begin(plan_child(parent.plan, parent.plan.steps[parent.plan.position(command.step)], command.attempt, at))
 
 
 def transition(saga: Saga, event: Event) -> Transition:
@@ -64,16 +123,48 @@ def transition(saga: Saga, event: Event) -> Transition:
 
     Raises: UnknownStepError when the event names a step that the saga does not have: a caller's bug.
     """
-    return RULES[type(event)](saga, event)
+    if isinstance(event, StepSucceeded) and saga.state is SAGA_STARTED:
+        answer = advance(saga, event)
+        if answer is not None:
+            return answer
+    row = TABLE[type(event)]
+    if saga.state not in row.leads:
+        return Transition(saga, (), f"saga {saga.id} is {saga.state}: {row.otherwise}")
+    draft = open_draft(saga, event.at)
+    ignored = row.rule(draft, event)
+    if ignored is not None:
+        return Transition(saga, (), f"saga {saga.id}: {ignored}")
+    settle(draft)
+    return close(draft, saga.revision + 1)
 
 
 def outstanding(saga: Saga) -> tuple[Command, ...]:
     """Recompute from the state alone every command that is in flight, or should be."""
-    return tuple(
-        _command(saga.plan, position, progress)
-        for position, progress in enumerate(progress for chunk in saga.progress for progress in chunk)
-        if progress.state is STARTED or progress.state is COMPENSATING
-    )
+    out = [
+        command_for(saga.plan, position, record)
+        for position in positions(saga.running | saga.undoing)
+        if (record := saga.record(position)).is_out
+    ]
+    if saga.at_rest and saga.plan.parent is not None:
+        out.append(report(saga.plan, saga.state))
+    return tuple(out)
+
+
+def wake_at(saga: Saga) -> float | None:
+    """Return the next moment when time alone changes something, in seconds since 1970, UTC; None if there is none."""
+    if saga.at_rest:
+        return None
+    moment = _deadline(open_draft(saga, saga.updated_at))
+    if saga.suspended:
+        for position in positions(saga.running | saga.undoing):
+            record = saga.record(position)
+            if record.until is not None and not record.waiting:
+                moment = min(moment, record.until)
+    else:
+        moment = min(moment, min(saga.wakes))
+        if saga.ready:
+            moment = min(moment, saga.plan.options.start_at or inf)
+    return None if moment == inf else moment
 
 
 def awaits(saga: Saga, command: Command) -> bool:
@@ -81,135 +172,340 @@ def awaits(saga: Saga, command: Command) -> bool:
 
     Raises: UnknownStepError.
     """
-    progress = saga.progress_of(command.step)
-    if isinstance(command, Execute):
-        return progress.state is STARTED and progress.attempt == command.attempt
-    return progress.state is COMPENSATING and progress.compensation_attempt == command.attempt
+    record = saga.progress_of(command.step)
+    if isinstance(command, Report):
+        return record.attempt == command.attempt and record.state in (STARTED, COMPENSATING)
+    if isinstance(command, Execute | StartChild):
+        return record.state is STARTED and record.attempt == command.attempt and record.is_out
+    return record.state is COMPENSATING and record.compensation_attempt == command.attempt and record.is_out
 
 
-def _step_succeeded(saga: Saga, event: StepSucceeded) -> Transition:
-    position = saga.position(event.step)
-    progress = saga.progress[position // CHUNK][position % CHUNK]
-    if progress.state is not STARTED or progress.attempt != event.attempt:
-        return _ignored(saga, event.step, event.attempt, progress, "execute")
-    done = Progress(COMPLETED, event.attempt, 0, event.output, None, event.at)
-    plan = saga.plan
-    if saga.state is SAGA_COMPENSATING:
-        return _undo(saga, _put(saga.progress, position, done), position, event.at)
-    following = position + 1
-    if following == len(plan.steps):
-        chunks = _put(saga.progress, position, done)
-        return Transition(Saga(plan, SAGA_COMPLETED, saga.revision + 1, chunks, event.at, event.at))
-    step = plan.steps[following]
-    return Transition(
-        Saga(plan, SAGA_STARTED, saga.revision + 1, _put2(saga.progress, position, done, _FIRST), event.at),
-        (Execute(plan.id, step.name, step.action, 1),),
-    )
+def _begin(plan: Plan) -> Saga:
+    whole, rest = divmod(len(plan.steps), CHUNK)
+    blank = ((BLANK,) * CHUNK,) * whole + (((BLANK,) * rest,) if rest else ())
+    draft = open_draft(rebuild(plan, SAGA_STARTED, 0, blank, plan.created_at, None, False), plan.created_at)
+    if not _too_early(draft):
+        begin_ready(draft)
+        settle(draft)
+    return close(draft, 0).saga
 
 
-def _step_failed(saga: Saga, event: StepFailed) -> Transition:
-    position = saga.position(event.step)
-    progress = saga.progress[position // CHUNK][position % CHUNK]
-    if progress.state is not STARTED or progress.attempt != event.attempt:
-        return _ignored(saga, event.step, event.attempt, progress, "execute")
-    failed = Progress(FAILED, event.attempt, 0, progress.output, event.error, event.at)
-    return _undo(saga, _put(saga.progress, position, failed), position - 1, event.at)
+# The rules. Each works on a draft, and returns why the event is ignored, or None.
 
 
-def _compensation_succeeded(saga: Saga, event: CompensationSucceeded) -> Transition:
-    position = saga.position(event.step)
-    progress = saga.progress[position // CHUNK][position % CHUNK]
-    if progress.state is not COMPENSATING or progress.compensation_attempt != event.attempt:
-        return _ignored(saga, event.step, event.attempt, progress, "compensate")
-    undone = Progress(COMPENSATED, progress.attempt, event.attempt, progress.output, None, progress.executed_at)
-    return _undo(saga, _put(saga.progress, position, undone), position - 1, event.at)
+def _step_succeeded(draft: Draft, event: StepSucceeded) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    if record.state is not STARTED or record.attempt != event.attempt or record.waiting:
+        return _not_awaited(event.step, event.attempt, record)
+    _forward_again(draft, position)
+    draft.running &= ~(1 << position)
+    end_well(draft, position, Progress(COMPLETED, event.attempt, 0, event.output, None, event.at, record.met))
+    return None
 
 
-def _compensation_failed(saga: Saga, event: CompensationFailed) -> Transition:
-    position = saga.position(event.step)
-    progress = saga.progress[position // CHUNK][position % CHUNK]
-    if progress.state is not COMPENSATING or progress.compensation_attempt != event.attempt:
-        return _ignored(saga, event.step, event.attempt, progress, "compensate")
-    failed = Progress(FAILED, progress.attempt, event.attempt, progress.output, event.error, progress.executed_at)
-    chunks = _put(saga.progress, position, failed)
-    return Transition(Saga(saga.plan, SAGA_FAILED, saga.revision + 1, chunks, event.at, event.at))
+def _step_skipped(draft: Draft, event: StepSkipped) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    if record.state is not STARTED or record.attempt != event.attempt or record.waiting:
+        return _not_awaited(event.step, event.attempt, record)
+    _skip(draft, position, record)
+    return None
 
 
-def _compensation_requested(saga: Saga, event: CompensationRequested) -> Transition:
-    if saga.state is SAGA_STARTED:
-        # The step in flight is awaited: what it did is known before anything is undone.
-        return Transition(Saga(saga.plan, SAGA_COMPENSATING, saga.revision + 1, saga.progress, event.at))
-    if saga.state is SAGA_COMPLETED or saga.state is SAGA_FAILED:
-        return _undo(saga, saga.progress, len(saga.plan.steps) - 1, event.at)
-    return Transition(saga, (), f"saga {saga.id} is {saga.state} already")
+def _step_failed(draft: Draft, event: StepFailed) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    if record.state is not STARTED or record.attempt != event.attempt or record.waiting:
+        return _not_awaited(event.step, event.attempt, record)
+    fail_attempt(draft, position, event.error, unknown=event.unknown)
+    return None
 
 
-# What answers each event. An event type that is missing here is a bug, and raises KeyError.
-RULES: dict[type[Event], Callable[[Saga, Any], Transition]] = {
-    StepSucceeded: _step_succeeded,
-    StepFailed: _step_failed,
-    CompensationSucceeded: _compensation_succeeded,
-    CompensationFailed: _compensation_failed,
-    CompensationRequested: _compensation_requested,
+def _step_deferred(draft: Draft, event: StepDeferred) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    if record.state is not STARTED or record.attempt != event.attempt or not record.is_out:
+        return _not_awaited(event.step, event.attempt, record)
+    put(draft, position, replace(record, deferred=True))
+    return None
+
+
+def _compensation_succeeded(draft: Draft, event: CompensationSucceeded) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    if record.state is not COMPENSATING or record.compensation_attempt != event.attempt or record.waiting:
+        return _not_awaited(event.step, event.attempt, record, "compensate")
+    undone(draft, position, record)
+    return None
+
+
+def _compensation_failed(draft: Draft, event: CompensationFailed) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    if record.state is not COMPENSATING or record.compensation_attempt != event.attempt or record.waiting:
+        return _not_awaited(event.step, event.attempt, record, "compensate")
+    fail_compensation(draft, position, event.error)
+    return None
+
+
+def _compensation_deferred(draft: Draft, event: CompensationDeferred) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    if record.state is not COMPENSATING or record.compensation_attempt != event.attempt or not record.is_out:
+        return _not_awaited(event.step, event.attempt, record, "compensate")
+    put(draft, position, replace(record, deferred=True))
+    return None
+
+
+def _child_rested(draft: Draft, event: ChildRested) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    if draft.plan.steps[position].child is None or record.attempt != event.attempt:
+        return f"step {event.step!r} did not start the saga {event.child} in attempt {event.attempt}"
+    if record.state is STARTED and event.state is SAGA_COMPLETED:
+        _forward_again(draft, position)
+        draft.running &= ~(1 << position)
+        end_well(draft, position, Progress(COMPLETED, event.attempt, 0, executed_at=event.at, met=record.met))
+    elif record.state is STARTED and event.state is SAGA_COMPENSATED:
+        error = Failure("child_compensated", f"the child saga {event.child} was undone")
+        fail_attempt(draft, position, error, unknown=False)
+    elif record.state is COMPENSATING and not record.waiting and event.state is SAGA_COMPENSATED:
+        undone(draft, position, record)
+    elif record.state is COMPENSATING and not record.waiting and event.state is SAGA_FAILED:
+        error = Failure("child_failed", f"the child saga {event.child} could not be undone; see to it first")
+        fail_compensation(draft, position, error)
+    else:
+        return f"step {event.step!r} is {record.state}, and a child that is {event.state} changes nothing"
+    return None
+
+
+def _time_passed(draft: Draft, event: TimePassed) -> str | None:
+    fired = False
+    if event.at >= _deadline(draft):
+        fired = True
+        error = Failure(SAGA_TIMEOUT, "the saga's time is over")
+        turn_round(draft)
+        for position in positions(draft.running):
+            record = draft.record(position)
+            give_up(draft, position, replace(record, error=error, executed_at=event.at, unknown=True))
+    for position in due(draft):
+        fired |= _fire(draft, position)
+    if draft.ready and not draft.suspended and not _too_early(draft):
+        fired = True
+        begin_ready(draft)
+    return None if fired else f"nothing is due at {event.at}"
+
+
+def _compensation_requested(draft: Draft, event: CompensationRequested | CancelRequested) -> str | None:
+    if past_pivot(draft):
+        return "it is past its pivot, and goes forward only"
+    if draft.state is SAGA_FAILED:
+        draft.state = SAGA_COMPENSATING
+        _once_more(draft)
+    else:
+        turn_round(draft)
+    return None
+
+
+def _retry_requested(draft: Draft, event: RetryRequested) -> str | None:
+    if draft.state is SAGA_FAILED:
+        draft.state = SAGA_STARTED if past_pivot(draft) else SAGA_COMPENSATING
+        _once_more(draft)
+        return None
+    if draft.suspended:
+        return "it is suspended; resume it first"
+    waiting = [place for place in positions(draft.running | draft.undoing) if draft.record(place).waiting]
+    if not waiting:
+        return "nothing in it has failed, and nothing waits for another attempt"
+    for position in waiting:
+        send(draft, position, draft.record(position))
+    return None
+
+
+def _step_resolved(draft: Draft, event: StepResolved) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    bit = 1 << position
+    stuck = bool(draft.stuck & bit)
+    forward = record.state is STARTED or (stuck and past_pivot(draft))
+    if event.state == "completed" and forward:
+        _unstick(draft, bit)
+        _forward_again(draft, position)
+        attempt = record.attempt - 1 if record.waiting else record.attempt
+        end_well(draft, position, Progress(COMPLETED, attempt, 0, event.output, None, event.at, record.met))
+    elif event.state == "failed" and record.state is STARTED:
+        error = Failure("resolved", event.reason)
+        give_up(draft, position, replace(record, error=error, executed_at=event.at, unknown=False))
+    elif event.state == "compensated" and (record.state is COMPENSATING or (stuck and not forward)):
+        _unstick(draft, bit)
+        undone(draft, position, record)
+    else:
+        return f"step {event.step!r} is {record.state}, and cannot be resolved as {event.state}"
+    return None
+
+
+def _skip_requested(draft: Draft, event: SkipRequested) -> str | None:
+    position = draft.plan.position(event.step)
+    record = draft.record(position)
+    bit = 1 << position
+    if record.state is PENDING and draft.state is SAGA_STARTED and not record.skip:
+        put(draft, position, replace(record, skip=True))
+    elif (record.state is STARTED and record.waiting) or (draft.stuck & bit and past_pivot(draft)):
+        _unstick(draft, bit)
+        _skip(draft, position, record)
+    elif record.is_out or record.deferred:
+        return f"step {event.step!r} is running; resolve it, or wait for its end"
+    else:
+        return f"step {event.step!r} is {record.state}, and cannot be skipped"
+    return None
+
+
+def _suspend_requested(draft: Draft, event: SuspendRequested) -> str | None:
+    if draft.suspended:
+        return "it is suspended already"
+    draft.suspended = True
+    return None
+
+
+def _resume_requested(draft: Draft, event: ResumeRequested) -> str | None:
+    if not draft.suspended:
+        return "it is not suspended"
+    draft.suspended = False
+    for position in due(draft):
+        _fire(draft, position)
+    if not _too_early(draft):
+        begin_ready(draft)
+    return None
+
+
+class Row(Struct, frozen=True):
+    """One row of the table: the rule that answers an event, the states it answers in and what can follow each."""
+
+    rule: Callable[[Draft, Any], str | None]
+    leads: Mapping[SagaState, tuple[SagaState, ...]]
+    otherwise: str
+
+
+_ON, _BACK = SAGA_STARTED, SAGA_COMPENSATING
+_OVER, _HALF, _GONE = SAGA_COMPLETED, SAGA_FAILED, SAGA_COMPENSATED
+_AT_REST = "nothing is awaited any more"
+_NOT_UNDOING = "nothing is being undone"
+
+TABLE: dict[type[Event], Row] = {
+    StepSucceeded: Row(_step_succeeded, {_ON: (_ON, _OVER, _HALF), _BACK: (_BACK, _GONE, _ON, _OVER)}, _AT_REST),
+    StepSkipped: Row(_step_skipped, {_ON: (_ON, _OVER, _HALF), _BACK: (_BACK, _GONE, _ON, _OVER)}, _AT_REST),
+    StepFailed: Row(_step_failed, {_ON: (_ON, _BACK, _GONE, _HALF), _BACK: (_BACK, _GONE)}, _AT_REST),
+    StepDeferred: Row(_step_deferred, {_ON: (_ON,), _BACK: (_BACK,)}, _AT_REST),
+    CompensationSucceeded: Row(_compensation_succeeded, {_BACK: (_BACK, _GONE, _HALF)}, _NOT_UNDOING),
+    CompensationFailed: Row(_compensation_failed, {_BACK: (_BACK, _HALF)}, _NOT_UNDOING),
+    CompensationDeferred: Row(_compensation_deferred, {_BACK: (_BACK,)}, _NOT_UNDOING),
+    ChildRested: Row(
+        _child_rested, {_ON: (_ON, _OVER, _BACK, _GONE, _HALF), _BACK: (_BACK, _GONE, _HALF, _ON, _OVER)}, _AT_REST
+    ),
+    TimePassed: Row(_time_passed, {_ON: (_ON, _BACK, _GONE, _OVER, _HALF), _BACK: (_BACK, _GONE, _HALF)}, _AT_REST),
+    CompensationRequested: Row(
+        _compensation_requested,
+        {_ON: (_BACK, _GONE), _OVER: (_BACK, _GONE), _HALF: (_BACK,)},
+        "it is being undone, or is undone, already",
+    ),
+    CancelRequested: Row(_compensation_requested, {_ON: (_BACK, _GONE)}, "it cannot be cancelled any more"),
+    RetryRequested: Row(_retry_requested, {_ON: (_ON,), _BACK: (_BACK,), _HALF: (_ON, _BACK)}, "nothing failed for good"),
+    StepResolved: Row(
+        _step_resolved,
+        {_ON: (_ON, _OVER, _BACK, _GONE, _HALF), _BACK: (_BACK, _GONE, _HALF, _ON, _OVER), _HALF: (_ON, _OVER, _BACK, _GONE, _HALF)},
+        "there is nothing to resolve",
+    ),
+    SkipRequested: Row(
+        _skip_requested, {_ON: (_ON, _OVER, _HALF), _HALF: (_ON, _OVER, _HALF)}, "there is nothing to skip"
+    ),
+    SuspendRequested: Row(_suspend_requested, {_ON: (_ON,), _BACK: (_BACK,)}, "nothing new starts anyhow"),
+    ResumeRequested: Row(
+        _resume_requested, {_ON: (_ON, _OVER, _BACK, _GONE), _BACK: (_BACK, _GONE, _HALF)}, "it is not suspended"
+    ),
 }
-
-_FIRST = Progress(STARTED, 1)
-
-
-def _undo(saga: Saga, chunks: Chunks, position: int, at: float) -> Transition:
-    """Compensate the last step at or before `position` that needs it; with none left the saga is compensated."""
-    plan = saga.plan
-    for place in range(position, -1, -1):
-        progress = chunks[place // CHUNK][place % CHUNK]
-        if not _needs_undoing(progress) or plan.steps[place].compensation is None:
-            continue
-        attempt = progress.compensation_attempt + 1
-        undoing = Progress(COMPENSATING, progress.attempt, attempt, progress.output, None, progress.executed_at)
-        return Transition(
-            Saga(plan, SAGA_COMPENSATING, saga.revision + 1, _put(chunks, place, undoing), at),
-            (_command(plan, place, undoing),),
-        )
-    return Transition(Saga(plan, SAGA_COMPENSATED, saga.revision + 1, chunks, at, at))
+"""The machine. An event type that is missing here is a bug, and raises KeyError."""
 
 
-def _needs_undoing(progress: Progress) -> bool:
-    return progress.state is COMPLETED or (progress.state is FAILED and progress.compensation_attempt > 0)
-
-
-def _command(plan: Plan, position: int, progress: Progress) -> Command:
-    step = plan.steps[position]
-    if progress.state is STARTED:
-        return Execute(plan.id, step.name, step.action, progress.attempt)
-    return Compensate(plan.id, step.name, step.compensation or "", progress.compensation_attempt)
-
-
-def _ignored(saga: Saga, step: str, attempt: int, progress: Progress, operation: Operation) -> Transition:
-    current = progress.attempt if operation == "execute" else progress.compensation_attempt
-    return Transition(
-        saga,
-        (),
-        f"a result of attempt {attempt} to {operation} step {step!r} of saga {saga.id} is not awaited: "
-        f"the step is {progress.state}, its latest attempt is {current}",
+def _not_awaited(step: str, attempt: int, record: Progress, operation: str = "execute") -> str:
+    current = record.attempt if operation == "execute" else record.compensation_attempt
+    return (
+        f"a result of attempt {attempt} to {operation} step {step!r} is not awaited: "
+        f"the step is {record.state}, its latest attempt is {current}"
     )
 
 
-def _put(chunks: Chunks, position: int, progress: Progress) -> Chunks:
-    outer, inner = divmod(position, CHUNK)
-    chunk = list(chunks[outer])
-    chunk[inner] = progress
-    if len(chunks) == 1:
-        return (tuple(chunk),)
-    return (*chunks[:outer], tuple(chunk), *chunks[outer + 1 :])
+def _forward_again(draft: Draft, position: int) -> None:
+    """Go on forward when the pivot ends well although somebody asked to turn round while it was out: too late."""
+    if position == draft.plan.pivot and draft.state is SAGA_COMPENSATING:
+        draft.state = SAGA_STARTED
 
 
-def _put2(chunks: Chunks, position: int, first: Progress, second: Progress) -> Chunks:
-    """Replace two records that follow each other; mostly they share a chunk, and it is copied once."""
-    outer, inner = divmod(position, CHUNK)
-    if inner == CHUNK - 1:
-        return _put(_put(chunks, position, first), position + 1, second)
-    chunk = list(chunks[outer])
-    chunk[inner] = first
-    chunk[inner + 1] = second
-    if len(chunks) == 1:
-        return (tuple(chunk),)
-    return (*chunks[:outer], tuple(chunk), *chunks[outer + 1 :])
+def _skip(draft: Draft, position: int, record: Progress) -> None:
+    _forward_again(draft, position)
+    draft.running &= ~(1 << position)
+    attempt = record.attempt - 1 if record.waiting else record.attempt
+    end_well(draft, position, Progress(SKIPPED, attempt, executed_at=draft.at, met=record.met))
+
+
+def _unstick(draft: Draft, bit: int) -> None:
+    """Take a step out of a person's hands; a saga that rested in `failed` goes on."""
+    draft.stuck &= ~bit
+    draft.running &= ~bit
+    if draft.state is SAGA_FAILED:
+        draft.state = SAGA_STARTED if past_pivot(draft) else SAGA_COMPENSATING
+
+
+def _once_more(draft: Draft) -> None:
+    """Try everything again that had failed for good, with its attempts forgiven."""
+    forward = draft.state is SAGA_STARTED
+    for position in positions(draft.stuck):
+        record = draft.record(position)
+        if forward:
+            draft.running |= 1 << position
+            total = draft.plan.steps[position].total_timeout
+            send(
+                draft,
+                position,
+                replace(
+                    record,
+                    state=STARTED,
+                    attempt=record.attempt + 1,
+                    forgiven=record.attempt,
+                    expires=None if total is None else draft.at + total,
+                ),
+            )
+        else:
+            draft.undoing |= 1 << position
+            again(draft, position, replace(record, forgiven=record.compensation_attempt))
+    draft.stuck = 0
+
+
+def _fire(draft: Draft, position: int) -> bool:
+    """Do what is due for a step; False if that has to wait until the saga is resumed."""
+    record = draft.record(position)
+    if record.until is None or record.until > draft.at:
+        return False
+    if record.state is STARTED and record.expires is not None and record.expires <= draft.at:
+        error = Failure(TOTAL_TIMEOUT, "the step's time is over, all attempts together")
+        fail_attempt(draft, position, error, unknown=not record.waiting)
+    elif record.waiting:
+        if draft.suspended:
+            return False
+        send(draft, position, record)
+    elif record.state is STARTED:
+        fail_attempt(draft, position, Failure(TIMEOUT, "no result in time", retryable=True), unknown=True)
+    else:
+        fail_compensation(draft, position, Failure(TIMEOUT, "no result in time", retryable=True))
+    return True
+
+
+def _deadline(draft: Draft) -> float:
+    """Return when the saga times out: up to its pivot, and until what is out at the turn has ended."""
+    forward = draft.state is SAGA_STARTED or draft.running
+    return draft.plan.deadline if forward and not past_pivot(draft) else inf
+
+
+def _too_early(draft: Draft) -> bool:
+    start_at = draft.plan.options.start_at
+    return start_at is not None and draft.at < start_at

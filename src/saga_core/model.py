@@ -1,121 +1,33 @@
 """What a saga is. Frozen data: whoever holds a saga holds one moment of it, and nobody can change it.
 
-A saga is kept in two parts. Its *plan* never changes: name, context, the steps and their inputs. Its *progress*
-is one small record per step. An event replaces one or two of these records and leaves the plan alone, so it costs
-the same in a saga of 1,000 steps as in one of 3, to decide and to write down.
-
-`Step` is what users see: written to define a step, read in handlers and reports with all that has become of it.
+A saga is kept in two parts. Its *plan* never changes (`plan`). Its *progress* is one small record per step. An event
+replaces a few of these records and leaves the plan alone, so it costs the same in a saga of 1,000 steps as in one
+of 3, to decide and to write down.
 """
 
-from collections.abc import Sequence
-from enum import StrEnum
-from functools import cached_property
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Generic, Literal, cast
+from collections.abc import Iterator
+from math import inf
+from typing import cast
 
-from msgspec import Raw, Struct, field
-from ulid import ULID
+from msgspec import Raw, Struct
 
-from saga_core.errors import DefinitionError, UnknownStepError
-from saga_core.payload import EMPTY, decode_object, decode_payload, encode_payload
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar
-
-    InputT = TypeVar("InputT", default=dict[str, object])
-else:
-    from typing import TypeVar
-
-    InputT = TypeVar("InputT")
-
-Operation = Literal["execute", "compensate"]
-
-
-class SagaState(StrEnum):
-    """Where a saga stands. It rests in `completed`, `compensated` and `failed`."""
-
-    STARTED = "started"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    COMPENSATING = "compensating"
-    COMPENSATED = "compensated"
-
-
-class StepState(StrEnum):
-    """Where a step stands. `failed` is a failed action, or a compensation that failed for good."""
-
-    PENDING = "pending"
-    STARTED = "started"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    COMPENSATING = "compensating"
-    COMPENSATED = "compensated"
-
-
-RESTING = frozenset({SagaState.COMPLETED, SagaState.COMPENSATED, SagaState.FAILED})
-ACTIVE = frozenset({SagaState.STARTED, SagaState.COMPENSATING})
-
-
-class Failure(Struct, frozen=True, gc=False, omit_defaults=True):
-    """Why a handler failed. The fields are those of `StepError`."""
-
-    code: str
-    message: str
-    retryable: bool = False
-    details: Raw | None = None
-
-
-class Step(Struct, Generic[InputT], frozen=True, kw_only=True):
-    """One local transaction of a saga, and what undoes it.
-
-    To define a step give `name`, `action`, `compensation` and `input` (a dict, Struct or dataclass). The other
-    fields tell what has become of it. Times are seconds since 1970, UTC. `output` is what the action returned,
-    empty until then.
-    """
-
-    name: str
-    action: str
-    compensation: str | None = None
-    input: InputT = field(default_factory=lambda: cast("InputT", {}))
-    id: str = ""
-    state: StepState = StepState.PENDING
-    attempt: int = 0
-    compensation_attempt: int = 0
-    output: dict[str, object] = {}
-    error: Failure | None = None
-    executed_at: float | None = None
-
-    def idempotency_key(self, operation: Operation = "execute") -> str:
-        """Return a key to hand to outside services: the same over all attempts and redeliveries of this step."""
-        return f"{self.id}.{operation}"
-
-
-class StepPlan(Struct, frozen=True, gc=False, omit_defaults=True):
-    """The part of a step that never changes."""
-
-    name: str
-    action: str
-    compensation: str | None = None
-    input: Raw = EMPTY
-
-
-class Plan(Struct, frozen=True, dict=True):
-    """The part of a saga that never changes. `id` is a ULID, `created_at` seconds since 1970, UTC."""
-
-    id: str
-    name: str
-    steps: tuple[StepPlan, ...]
-    context: Raw
-    created_at: float
-
-    @cached_property
-    def positions(self) -> dict[str, int]:
-        """Each step's place in `steps`, by its name."""
-        return {step.name: position for position, step in enumerate(self.steps)}
+from saga_core.payload import EMPTY, decode_object, decode_payload
+from saga_core.plan import ChildSaga, Failure, InputT, Plan, Step, step_id, token_digest
+from saga_core.states import ENDED_WELL, RESTING, Operation, SagaState, StepState
 
 
 class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
-    """What has become of one step. Each attempt of the action, and of the compensation, has a number from 1."""
+    """What has become of one step. Each attempt of the action, and of the compensation, has a number from 1.
+
+    * `met`: how many of the steps that it depends on have ended well; kept where there are several.
+    * `standing`: how many steps that depend on it have begun and are not undone; -1 when it was passed over.
+    * `waiting`: the attempt is not out yet, and goes out at `until`. Else `until` is when the attempt times out.
+    * `expires`: when the step times out, all attempts together.
+    * `deferred`: the handler has answered "later"; a callback will bring the result.
+    * `unknown`: an attempt ended without a known outcome, so it may have had its effect.
+    * `skip`: somebody asked to skip the step when its turn comes.
+    * `forgiven`: how many attempts no longer count against the retry policy, for a person asked for more.
+    """
 
     state: StepState = StepState.PENDING
     attempt: int = 0
@@ -123,6 +35,21 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
     output: Raw = EMPTY
     error: Failure | None = None
     executed_at: float | None = None
+    met: int = 0
+    standing: int = 0
+    until: float | None = None
+    expires: float | None = None
+    waiting: bool = False
+    deferred: bool = False
+    unknown: bool = False
+    skip: bool = False
+    forgiven: int = 0
+
+    @property
+    def is_out(self) -> bool:
+        """Whether a command for it is in flight, or should be."""
+        active = self.state is StepState.STARTED or self.state is StepState.COMPENSATING
+        return active and not self.waiting and not self.deferred
 
 
 PENDING = Progress()
@@ -130,20 +57,34 @@ PENDING = Progress()
 # Progress is a tuple of tuples of this length: replacing one record copies two short tuples, not one long one.
 CHUNK = 32
 
+Chunks = tuple[tuple[Progress, ...], ...]
+
 
 class Saga(Struct, frozen=True):
     """A saga at one moment. `revision` counts the events applied; times are seconds since 1970, UTC.
 
     `context`, and the inputs and outputs of `steps`, are read anew from the kept bytes each time they are asked
-    for: changing what they return changes nothing in the saga.
+    for: changing what they return changes nothing in the saga. `completed_at` is when it came to rest.
+
+    The last six fields follow from the others, and save looking at every step. Five are masks with a bit per step:
+    `running` has been started, `undoing` is being compensated, `ready` could start and may not yet, `tips` has ended
+    with nothing standing on it, `stuck` has failed in a way that only a person can mend. `wakes` is the earliest
+    `until` in each chunk of progress.
     """
 
     plan: Plan
     state: SagaState
     revision: int
-    progress: tuple[tuple[Progress, ...], ...]
+    progress: Chunks
     updated_at: float
     completed_at: float | None = None
+    suspended: bool = False
+    running: int = 0
+    undoing: int = 0
+    ready: int = 0
+    tips: int = 0
+    stuck: int = 0
+    wakes: tuple[float, ...] = ()
 
     @property
     def id(self) -> str:
@@ -161,6 +102,11 @@ class Saga(Struct, frozen=True):
         return self.plan.created_at
 
     @property
+    def tags(self) -> dict[str, str]:
+        """The business keys that it was given."""
+        return dict(self.plan.options.tags)
+
+    @property
     def context(self) -> dict[str, object]:
         """The data that all steps share, as a fresh copy."""
         return decode_object(self.plan.context)
@@ -175,40 +121,36 @@ class Saga(Struct, frozen=True):
 
         Raises: UnknownStepError; PayloadError when the input does not fit the type.
         """
-        position = self.position(name)
+        position = self.plan.position(name)
         raw = self.plan.steps[position].input
         if input_type is None:
             return self._view(position, cast("InputT", decode_object(raw)))
         what = f"The input of step {name!r} of saga {self.id}"
         return self._view(position, decode_payload(raw, input_type, what))
 
-    def position(self, name: str) -> int:
-        """Return a step's place in the plan.
-
-        Raises: UnknownStepError.
-        """
-        try:
-            return self.plan.positions[name]
-        except KeyError:
-            known = ", ".join(step.name for step in self.plan.steps[:20])
-            raise UnknownStepError(f"Saga {self.id} ({self.name}) has no step {name!r}; it has: {known}") from None
-
     def progress_of(self, name: str) -> Progress:
         """Return what has become of one step.
 
         Raises: UnknownStepError.
         """
-        position = self.position(name)
+        return self.record(self.plan.position(name))
+
+    def record(self, position: int) -> Progress:
+        """Return what has become of the step at a position."""
         return self.progress[position // CHUNK][position % CHUNK]
+
+    def records(self) -> Iterator[Progress]:
+        """Go through what has become of every step, in order."""
+        return (record for chunk in self.progress for record in chunk)
 
     @property
     def is_completed(self) -> bool:
-        """Whether every step has completed."""
+        """Whether every step has ended well."""
         return self.state is SagaState.COMPLETED
 
     @property
     def is_failed(self) -> bool:
-        """Whether the saga rests half undone, because a compensation failed for good."""
+        """Whether the saga rests half way, and needs a person."""
         return self.state is SagaState.FAILED
 
     @property
@@ -226,82 +168,84 @@ class Saga(Struct, frozen=True):
         """Whether nothing further happens by itself."""
         return self.state in RESTING
 
+    @property
+    def past_pivot(self) -> bool:
+        """Whether the pivot has ended well: from then on the saga goes forward only."""
+        pivot = self.plan.pivot
+        return pivot is not None and self.record(pivot).state in ENDED_WELL
+
+    def token(self, name: str, operation: Operation) -> str:
+        """Return the token that brings the result of the present attempt from outside, should it be deferred.
+
+        Raises: UnknownStepError.
+        """
+        position = self.plan.position(name)
+        record = self.record(position)
+        attempt = record.attempt if operation == "execute" else record.compensation_attempt
+        digest = token_digest(self.plan, position, operation, attempt)
+        return f"{self.id}.{position}.{operation}.{attempt}.{digest}"
+
     def _view(self, position: int, input_: InputT) -> "Step[InputT]":
         plan = self.plan.steps[position]
-        progress = self.progress[position // CHUNK][position % CHUNK]
+        record = self.record(position)
+        operation: Operation = "execute" if record.compensation_attempt == 0 else "compensate"
         return Step(
             name=plan.name,
             action=plan.action,
             compensation=plan.compensation,
             input=input_,
-            id=_step_id(self.id, position),
-            state=progress.state,
-            attempt=progress.attempt,
-            compensation_attempt=progress.compensation_attempt,
-            output=decode_object(progress.output),
-            error=progress.error,
-            executed_at=progress.executed_at,
+            depends_on=plan.depends_on,
+            when=plan.when,
+            retry=plan.retry,
+            compensation_retry=plan.compensation_retry,
+            timeout=plan.timeout,
+            total_timeout=plan.total_timeout,
+            compensation_timeout=plan.compensation_timeout,
+            pivot=plan.pivot,
+            child=None if plan.child is None else ChildSaga(plan.child.name, ()),
+            id=step_id(self.id, position),
+            state=record.state,
+            attempt=record.attempt,
+            compensation_attempt=record.compensation_attempt,
+            output=decode_object(record.output),
+            error=record.error,
+            executed_at=record.executed_at,
+            token=self.token(plan.name, operation),
         )
 
 
-def plan_saga(name: str, steps: "Sequence[Step[object]]", context: object, *, id: str, at: float) -> Plan:
-    """Check a definition and write its payloads down.
-
-    Raises: DefinitionError, PayloadError; both name the saga and the step.
-    """
-    where = f"Saga {name!r}"
-    if not _usable(name):
-        raise DefinitionError(f"A saga needs a name, not {name!r}")
-    try:
-        ULID.from_str(id)
-    except (TypeError, ValueError) as error:
-        raise DefinitionError(f"{where}: the id {id!r} is not a ULID") from error
-    if not steps:
-        raise DefinitionError(f"{where} has no steps; give at least one")
-    seen: set[str] = set()
-    for place, step in enumerate(steps, 1):
-        if not _usable(step.name) or not _usable(step.action):
-            raise DefinitionError(
-                f"{where}: step {place} needs both a name and an action, not {step.name!r} and {step.action!r}"
-            )
-        if step.compensation is not None and not _usable(step.compensation):
-            raise DefinitionError(
-                f"{where}: step {step.name!r} cannot have the compensation {step.compensation!r}; "
-                "give a name, or leave it out"
-            )
-        if step.name in seen:
-            raise DefinitionError(f"{where} has two steps named {step.name!r}; names must differ")
-        seen.add(step.name)
-    return Plan(
-        id=id,
-        name=name,
-        steps=tuple(
-            StepPlan(
-                step.name,
-                step.action,
-                step.compensation,
-                encode_payload(step.input, f"{where}: the input of step {step.name!r}"),
-            )
-            for step in steps
-        ),
-        context=encode_payload(context, f"{where}: the context"),
-        created_at=at,
+def rebuild(
+    plan: Plan,
+    state: SagaState,
+    revision: int,
+    progress: Chunks,
+    updated_at: float,
+    completed_at: float | None,
+    suspended: bool,
+) -> Saga:
+    """Return the saga of which this is kept, with everything that follows from it worked out."""
+    saga = Saga(plan, state, revision, progress, updated_at, completed_at, suspended)
+    running = undoing = ready = tips = stuck = 0
+    past_pivot, dependencies = saga.past_pivot, plan.graph.dependencies
+    for position, record in enumerate(saga.records()):
+        bit, of = 1 << position, record.state
+        if of is StepState.STARTED:
+            running |= bit
+        elif of is StepState.COMPENSATING:
+            undoing |= bit
+        elif of is StepState.FAILED and (record.compensation_attempt or past_pivot):
+            stuck |= bit
+        elif (of in ENDED_WELL or (of is StepState.FAILED and record.unknown)) and record.standing == 0:
+            tips |= bit
+        elif of is StepState.PENDING and state is SagaState.STARTED:
+            if all(saga.record(other).state in ENDED_WELL for other in dependencies[position]):
+                ready |= bit
+    wakes = tuple(earliest(chunk) for chunk in progress)
+    return Saga(
+        plan, state, revision, progress, updated_at, completed_at, suspended, running, undoing, ready, tips, stuck, wakes
     )
 
 
-def _usable(name: object) -> bool:
-    """Whether a name can be kept and sent: text that is not empty and that UTF-8 can hold."""
-    try:
-        return isinstance(name, str) and name.encode() != b""
-    except UnicodeEncodeError:
-        return False
-
-
-def _step_id(saga_id: str, position: int) -> str:
-    """Derive a step's ULID from its saga's: nothing to store, and the same on every machine.
-
-    Counting up from the saga's id would not do: ULIDs made within one millisecond count up too, and the steps of
-    two sagas would share their ids, and so their idempotency keys.
-    """
-    saga = ULID.from_str(saga_id).bytes
-    return str(ULID.from_bytes(saga[:6] + blake2b(saga + position.to_bytes(4, "big"), digest_size=10).digest()))
+def earliest(chunk: tuple[Progress, ...]) -> float:
+    """Return the earliest `until` in a chunk of progress, infinity where there is none."""
+    return min((record.until for record in chunk if record.until is not None), default=inf)

@@ -1,0 +1,459 @@
+"""The moves that the machine's rules are made of: begin a step, end it well, give it up, undo it, come to rest.
+
+A `Draft` is a saga while one event is being worked out: the only mutable thing in the core. It lives inside one call
+of `transition`, and nobody else ever sees it. The moves change it and note commands; `close` makes a saga of it.
+
+Two things are worth knowing when reading them. A step's `standing` counts the steps that depend on it and have begun:
+it can be undone when that is 0, and its bit is then in `tips`. So the way back is known at every moment, and nothing
+has to be searched for when a saga fails. And no move recurses: a thousand skipped steps are a loop.
+"""
+
+from math import inf
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
+from saga_core.conditions import holds
+from saga_core.events import StepSucceeded
+from saga_core.model import CHUNK, Chunks, Progress, Saga, earliest
+from saga_core.payload import decode_object
+from saga_core.plan import LAST, NOT_SIMPLE, Failure, Plan, StepPlan, child_id
+from saga_core.retry import NO_RETRY, PATIENT, RetryPolicy, delay_before
+from saga_core.states import ENDED_WELL, RESTING, Operation, SagaState, StepState
+
+PENDING, STARTED, COMPLETED = StepState.PENDING, StepState.STARTED, StepState.COMPLETED
+FAILED, SKIPPED = StepState.FAILED, StepState.SKIPPED
+COMPENSATING, COMPENSATED = StepState.COMPENSATING, StepState.COMPENSATED
+SAGA_STARTED, SAGA_COMPLETED, SAGA_FAILED = SagaState.STARTED, SagaState.COMPLETED, SagaState.FAILED
+SAGA_COMPENSATING, SAGA_COMPENSATED = SagaState.COMPENSATING, SagaState.COMPENSATED
+
+_FIRST = Progress(STARTED, 1)
+
+
+class Draft(Struct, gc=False):
+    """A saga in the making. The fields are those of `Saga`."""
+
+    plan: Plan
+    state: SagaState
+    progress: Chunks
+    suspended: bool
+    running: int
+    undoing: int
+    ready: int
+    tips: int
+    stuck: int
+    wakes: tuple[float, ...]
+    at: float
+    commands: list[Command]
+
+    def record(self, position: int) -> Progress:
+        """Return what has become of a step."""
+        return self.progress[position // CHUNK][position % CHUNK]
+
+
+class Transition(Struct, frozen=True, gc=False):
+    """The answer to an event: the saga after it, what to do next, and why if the event was ignored."""
+
+    saga: Saga
+    commands: tuple[Command, ...] = ()
+    ignored: str | None = None
+
+
+def open_draft(saga: Saga, at: float) -> Draft:
+    """Begin to work out what an event does to a saga."""
+    return Draft(
+        saga.plan,
+        saga.state,
+        saga.progress,
+        saga.suspended,
+        saga.running,
+        saga.undoing,
+        saga.ready,
+        saga.tips,
+        saga.stuck,
+        saga.wakes,
+        at,
+        [],
+    )
+
+
+def close(draft: Draft, revision: int) -> Transition:
+    """Make a saga of a draft."""
+    plan, state, at = draft.plan, draft.state, draft.at
+    resting = state in RESTING
+    if resting and plan.parent is not None:
+        draft.commands.append(report(plan, state))
+    return Transition(
+        Saga(
+            plan,
+            state,
+            revision,
+            draft.progress,
+            at,
+            at if resting else None,
+            draft.suspended and not resting,
+            draft.running,
+            draft.undoing,
+            draft.ready,
+            draft.tips,
+            draft.stuck,
+            draft.wakes,
+        ),
+        tuple(draft.commands),
+    )
+
+
+def advance(saga: Saga, event: StepSucceeded) -> Transition | None:
+    """Answer the commonest events of all in one stroke, or return None to have them answered by the moves.
+
+    A step of a saga that runs has completed, and one other simply comes next, or nothing does. The answer is the same
+    either way, which a test sees to; this way it costs a third.
+    """
+    plan = saga.plan
+    position = plan.position(event.step)
+    following = plan.follower[position]
+    if following == NOT_SIMPLE or saga.suspended:
+        return None
+    outer, inner = divmod(position, CHUNK)
+    chunks, running = saga.progress, saga.running
+    chunk = list(chunks[outer])
+    record = chunk[inner]
+    if record.state is not STARTED or record.attempt != event.attempt or record.until is not None:
+        return None
+    if following == LAST:
+        if running != 1 << position or saga.ready or saga.stuck or plan.parent is not None:
+            return None
+        chunk[inner] = Progress(COMPLETED, event.attempt, 0, event.output, None, event.at, record.met)
+        state, ended, running, tips = SAGA_COMPLETED, event.at, 0, saga.tips | 1 << position
+        commands: tuple[Command, ...] = ()
+    else:
+        beyond, place = divmod(following, CHUNK)
+        if chunks[beyond][place].skip:
+            return None
+        chunk[inner] = Progress(COMPLETED, event.attempt, 0, event.output, None, event.at, record.met, 1)
+        if beyond == outer:
+            chunk[place] = _FIRST
+        else:
+            other = list(chunks[beyond])
+            other[place] = _FIRST
+            chunks = (*chunks[:beyond], tuple(other), *chunks[beyond + 1 :])
+        state, ended, tips = SAGA_STARTED, None, saga.tips
+        running ^= 1 << position | 1 << following
+        step = plan.steps[following]
+        commands = (Execute(plan.id, step.name, step.action, 1),)
+    fresh = tuple(chunk)
+    chunks = (fresh,) if len(chunks) == 1 else (*chunks[:outer], fresh, *chunks[outer + 1 :])
+    return Transition(
+        Saga(
+            plan,
+            state,
+            saga.revision + 1,
+            chunks,
+            event.at,
+            ended,
+            False,
+            running,
+            saga.undoing,
+            saga.ready,
+            tips,
+            saga.stuck,
+            saga.wakes,
+        ),
+        commands,
+    )
+
+
+def put(draft: Draft, position: int, record: Progress) -> None:
+    """Replace what has become of a step."""
+    chunks = draft.progress
+    outer, inner = divmod(position, CHUNK)
+    chunk = list(chunks[outer])
+    timed = record.until is not None or chunk[inner].until is not None
+    chunk[inner] = record
+    fresh = tuple(chunk)
+    draft.progress = (fresh,) if len(chunks) == 1 else (*chunks[:outer], fresh, *chunks[outer + 1 :])
+    if timed:
+        draft.wakes = (*draft.wakes[:outer], earliest(fresh), *draft.wakes[outer + 1 :])
+
+
+def positions(mask: int) -> list[int]:
+    """Return the positions in a mask, in order."""
+    found: list[int] = []
+    while mask:
+        low = mask & -mask
+        found.append(low.bit_length() - 1)
+        mask ^= low
+    return found
+
+
+def command_for(plan: Plan, position: int, record: Progress) -> Command:
+    """Return the command of a step that is out."""
+    step = plan.steps[position]
+    if record.state is STARTED:
+        if step.child is None:
+            return Execute(plan.id, step.name, step.action, record.attempt, record.until)
+        return StartChild(plan.id, step.name, record.attempt, child_id(plan.id, position, record.attempt))
+    attempt = record.compensation_attempt
+    if step.child is None:
+        return Compensate(plan.id, step.name, step.compensation or "", attempt, record.until)
+    return CompensateChild(plan.id, step.name, attempt, child_id(plan.id, position, record.attempt))
+
+
+def report(plan: Plan, state: SagaState) -> Report:
+    """Return the command that tells a saga's parent how it came to rest."""
+    parent = plan.parent
+    assert parent is not None
+    return Report(parent.saga, parent.step, parent.attempt, plan.id, state)
+
+
+def past_pivot(draft: Draft) -> bool:
+    """Whether the saga goes forward only."""
+    pivot = draft.plan.pivot
+    return pivot is not None and draft.record(pivot).state in ENDED_WELL
+
+
+# Forward
+
+
+def end_well(draft: Draft, position: int, record: Progress) -> None:
+    """Note that a step has completed or is skipped, and begin what waited for it."""
+    put(draft, position, record)
+    draft.tips |= 1 << position
+    graph = draft.plan.graph
+    dependents = graph.dependents[position]
+    if draft.state is not SAGA_STARTED:
+        return
+    todo: list[int] = []
+    _meet(draft, dependents, todo)
+    while todo:
+        place = todo.pop()
+        if begin(draft, place):
+            _meet(draft, graph.dependents[place], todo)
+
+
+def _meet(draft: Draft, dependents: tuple[int, ...], todo: list[int]) -> None:
+    """Tell dependents that one of the steps that they wait for has ended well; `todo` takes those that are free."""
+    dependencies = draft.plan.graph.dependencies
+    for place in reversed(dependents):
+        wanted = len(dependencies[place])
+        if wanted > 1:
+            record = draft.record(place)
+            met = record.met + 1
+            put(draft, place, replace(record, met=met))
+            if met < wanted:
+                continue
+        todo.append(place)
+
+
+def begin(draft: Draft, position: int) -> bool:
+    """Begin a step whose turn has come, or note that it could begin; True if it was skipped, and so has ended."""
+    if draft.suspended:
+        draft.ready |= 1 << position
+        return False
+    plan = draft.plan
+    step = plan.steps[position]
+    record = draft.record(position)
+    for other in plan.graph.dependencies[position]:
+        below = draft.record(other)
+        put(draft, other, _stand_on(below, 1))
+    bit = 1 << position
+    draft.tips &= ~plan.graph.masks[position]
+    draft.ready &= ~bit
+    if record.skip or (step.when is not None and not holds(step.when, decode_object(plan.context))):
+        put(draft, position, Progress(SKIPPED, executed_at=draft.at, met=record.met))
+        draft.tips |= bit
+        return True
+    draft.running |= bit
+    if step.timeout is None and step.total_timeout is None and record.met == 0:
+        put(draft, position, _FIRST)
+        draft.commands.append(command_for(plan, position, _FIRST))
+    else:
+        expires = None if step.total_timeout is None else draft.at + step.total_timeout
+        send(draft, position, Progress(STARTED, 1, met=record.met, expires=expires))
+    return False
+
+
+def send(draft: Draft, position: int, record: Progress) -> None:
+    """Send an attempt out, to act or to compensate, with its timeout running from now."""
+    step = draft.plan.steps[position]
+    timeout = step.timeout if record.state is STARTED else step.compensation_timeout
+    ends = [draft.at + timeout] if timeout is not None else []
+    if record.state is STARTED and record.expires is not None:
+        ends.append(record.expires)
+    out = replace(record, waiting=False, deferred=False, until=min(ends, default=None))
+    put(draft, position, out)
+    draft.commands.append(command_for(draft.plan, position, out))
+
+
+def begin_ready(draft: Draft) -> None:
+    """Begin every step that could have begun before, and now may."""
+    for position in positions(draft.ready):
+        if begin(draft, position):
+            end_well(draft, position, draft.record(position))
+
+
+def fail_attempt(draft: Draft, position: int, error: Failure, *, unknown: bool) -> None:
+    """Try a step again if its policy allows it; else give it up."""
+    record = draft.record(position)
+    step = draft.plan.steps[position]
+    record = replace(
+        record, error=error, executed_at=draft.at, until=None, deferred=False, unknown=record.unknown or unknown
+    )
+    if draft.state is SAGA_STARTED and step.child is None:
+        forward_only = past_pivot(draft)
+        policy = step.retry or (PATIENT if forward_only else NO_RETRY)
+        moment = next_attempt(draft, step, record, policy, "execute", endless=forward_only)
+        if moment is not None and (record.expires is None or moment < record.expires):
+            wait(draft, position, replace(record, attempt=record.attempt + 1), moment)
+            return
+    give_up(draft, position, record)
+
+
+def next_attempt(
+    draft: Draft, step: StepPlan, record: Progress, policy: RetryPolicy, operation: Operation, *, endless: bool
+) -> float | None:
+    """Return when the next attempt is due, or None when there is to be none."""
+    error = record.error
+    if error is None or not error.retryable:
+        return None
+    if policy.retry_on is not None and error.code not in policy.retry_on:
+        return None
+    attempt = record.attempt if operation == "execute" else record.compensation_attempt
+    used = attempt - record.forgiven
+    if not endless and policy.max_attempts is not None and used >= policy.max_attempts:
+        return None
+    return draft.at + delay_before(policy, used, draft.plan.id, step.name, attempt + 1, operation)
+
+
+def wait(draft: Draft, position: int, record: Progress, until: float) -> None:
+    """Keep the next attempt until its moment; with no delay it goes out at once."""
+    if until <= draft.at and not draft.suspended:
+        send(draft, position, record)
+    else:
+        put(draft, position, replace(record, waiting=True, deferred=False, until=until))
+
+
+def give_up(draft: Draft, position: int, record: Progress) -> None:
+    """Note that a step has failed for good, and turn the saga round; past its pivot, leave the step to a person."""
+    bit = 1 << position
+    draft.running &= ~bit
+    attempt = record.attempt - 1 if record.waiting else record.attempt
+    record = replace(
+        record, state=FAILED, attempt=attempt, waiting=False, deferred=False, until=None, expires=None
+    )
+    put(draft, position, record)
+    if past_pivot(draft):
+        draft.stuck |= bit
+        return
+    if record.unknown:
+        draft.tips |= bit
+    else:
+        _fall(draft, position)
+    turn_round(draft)
+
+
+# Backward
+
+
+def turn_round(draft: Draft) -> None:
+    """Start nothing new: what waits is given up, what is out is awaited."""
+    if draft.state is SAGA_COMPENSATING:
+        return
+    draft.state = SAGA_COMPENSATING
+    draft.ready = 0
+    for position in positions(draft.running):
+        record = draft.record(position)
+        if record.waiting:
+            give_up(draft, position, record)
+
+
+def undo(draft: Draft) -> None:
+    """Compensate every step that nothing stands on, once no step runs any more."""
+    if draft.running or draft.suspended:
+        return
+    in_turn = draft.plan.options.compensation_order == "sequential"
+    while draft.tips and not (in_turn and draft.undoing):
+        position = draft.tips.bit_length() - 1
+        draft.tips ^= 1 << position
+        record, step = draft.record(position), draft.plan.steps[position]
+        if record.state is SKIPPED or (step.compensation is None and step.child is None):
+            put(draft, position, replace(record, standing=-1))
+            _fall(draft, position)
+        else:
+            draft.undoing |= 1 << position
+            again(draft, position, replace(record, forgiven=0))
+
+
+def again(draft: Draft, position: int, record: Progress) -> None:
+    """Send the next attempt to compensate a step."""
+    attempt = record.compensation_attempt + 1
+    send(draft, position, replace(record, state=COMPENSATING, compensation_attempt=attempt, expires=None))
+
+
+def undone(draft: Draft, position: int, record: Progress) -> None:
+    """Note that a step is undone, and with it what it stood on comes free."""
+    bit = 1 << position
+    draft.undoing &= ~bit
+    draft.stuck &= ~bit
+    error = record.error if record.unknown else None
+    put(
+        draft,
+        position,
+        replace(
+            record, state=COMPENSATED, error=error, waiting=False, deferred=False, until=None, expires=None
+        ),
+    )
+    _fall(draft, position)
+
+
+def fail_compensation(draft: Draft, position: int, error: Failure) -> None:
+    """Try a compensation again if its policy allows it; else leave the step to a person."""
+    step = draft.plan.steps[position]
+    record = replace(draft.record(position), error=error, until=None, deferred=False)
+    policy = step.compensation_retry or PATIENT
+    moment = next_attempt(draft, step, record, policy, "compensate", endless=False)
+    if moment is not None:
+        wait(draft, position, replace(record, compensation_attempt=record.compensation_attempt + 1), moment)
+        return
+    bit = 1 << position
+    draft.undoing &= ~bit
+    draft.stuck |= bit
+    put(draft, position, replace(record, state=FAILED, waiting=False))
+
+
+def settle(draft: Draft) -> None:
+    """Go on, or come to rest. Every rule ends here."""
+    if draft.state is SAGA_COMPENSATING:
+        if draft.tips:
+            undo(draft)
+        if not (draft.running or draft.undoing or draft.tips):
+            draft.state = SAGA_FAILED if draft.stuck else SAGA_COMPENSATED
+    elif draft.state is SAGA_STARTED and not (draft.running or draft.ready):
+        draft.state = SAGA_FAILED if draft.stuck else SAGA_COMPLETED
+
+
+def _fall(draft: Draft, position: int) -> None:
+    """Take a step off those that it stood on."""
+    for other in draft.plan.graph.dependencies[position]:
+        below = _stand_on(draft.record(other), -1)
+        put(draft, other, below)
+        if below.standing == 0:
+            draft.tips |= 1 << other
+
+
+def _stand_on(record: Progress, change: int) -> Progress:
+    return replace(record, standing=record.standing + change)
+
+
+def due(draft: Draft) -> list[int]:
+    """Return the positions of the steps whose `until` has come."""
+    if min(draft.wakes, default=inf) > draft.at:
+        return []
+    return [
+        outer * CHUNK + inner
+        for outer, wake in enumerate(draft.wakes)
+        if wake <= draft.at
+        for inner, record in enumerate(draft.progress[outer])
+        if record.until is not None and record.until <= draft.at
+    ]

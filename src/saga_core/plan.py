@@ -1,0 +1,374 @@
+"""How a saga is defined: the steps that users write, and the plan that never changes once the saga exists."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Generic, Literal, cast
+
+from msgspec import Raw, Struct, field
+from ulid import ULID
+
+from saga_core.conditions import Condition
+from saga_core.errors import DefinitionError, UnknownStepError
+from saga_core.graph import Graph, build_graph
+from saga_core.payload import EMPTY, encode_payload
+from saga_core.retry import RetryPolicy
+from saga_core.states import Operation, StepState
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    InputT = TypeVar("InputT", default=dict[str, object])
+else:
+    from typing import TypeVar
+
+    InputT = TypeVar("InputT")
+
+NOT_SIMPLE, LAST = -1, -2
+
+LONGEST_NAME = 128
+"""Bytes. Names become parts of AMQP routing keys and message ids, which hold 255."""
+
+
+class Failure(Struct, frozen=True, gc=False, omit_defaults=True):
+    """Why a handler failed. The fields are those of `StepError`."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    details: Raw | None = None
+
+
+class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a saga as a whole can be told.
+
+    `start_at`, seconds since 1970, UTC, delays its start; `timeout`, seconds from then, bounds it up to its pivot.
+    `compensation_order` says whether independent compensations run side by side. `priority` (0 to 9) and `tags`
+    are carried along for brokers and people.
+    """
+
+    start_at: float | None = None
+    timeout: float | None = None
+    compensation_order: Literal["parallel", "sequential"] = "parallel"
+    priority: int = 0
+    tags: dict[str, str] = {}
+
+
+NO_OPTIONS = Options()
+
+
+class ChildSaga(Struct, frozen=True):
+    """A saga that a step starts, and ends with. Without a context of its own it has its parent's."""
+
+    name: str
+    steps: "Sequence[Step[Any]]"
+    context: Mapping[str, object] | None = None
+    options: Options = NO_OPTIONS
+
+
+class Step(Struct, Generic[InputT], frozen=True, kw_only=True):
+    """One local transaction of a saga, and what undoes it.
+
+    To define a step give `name` and `action` (or `child`), and where they are wanted:
+
+    * `compensation` and `input` (a dict, Struct or dataclass);
+    * `depends_on`, names of the steps to wait for: by default the step before, `()` for none;
+    * `when`, a condition on the context: where it does not hold, the step is skipped;
+    * `retry` and `compensation_retry`; by default an action is tried once and a compensation for days;
+    * `timeout` for each attempt, `total_timeout` for all of them, `compensation_timeout` for each attempt to undo:
+      seconds, from the moment the attempt is asked for, whether or not a worker has begun;
+    * `pivot`: when this step has ended well, the saga goes forward only.
+
+    The other fields tell what has become of it. Times are seconds since 1970, UTC. `output` is what the action
+    returned, empty until then. `token` completes a deferred step from outside.
+    """
+
+    name: str
+    action: str = ""
+    compensation: str | None = None
+    input: InputT = field(default_factory=lambda: cast("InputT", {}))
+    depends_on: tuple[str, ...] | None = None
+    when: Condition | None = None
+    retry: RetryPolicy | None = None
+    compensation_retry: RetryPolicy | None = None
+    timeout: float | None = None
+    total_timeout: float | None = None
+    compensation_timeout: float | None = None
+    pivot: bool = False
+    child: ChildSaga | None = None
+    id: str = ""
+    state: StepState = StepState.PENDING
+    attempt: int = 0
+    compensation_attempt: int = 0
+    output: dict[str, object] = {}
+    error: Failure | None = None
+    executed_at: float | None = None
+    token: str = ""
+
+    def idempotency_key(self, operation: Operation = "execute") -> str:
+        """Return a key to hand to outside services: the same over all attempts and redeliveries of this step."""
+        return f"{self.id}.{operation}"
+
+
+class ChildPlan(Struct, frozen=True, omit_defaults=True):
+    """The plan of a child saga that does not exist yet. Without a context it takes its parent's."""
+
+    name: str
+    steps: "tuple[StepPlan, ...]"
+    context: Raw | None = None
+    options: Options = NO_OPTIONS
+
+
+class StepPlan(Struct, frozen=True, gc=False, omit_defaults=True):
+    """The part of a step that never changes. The fields are those of `Step`."""
+
+    name: str
+    action: str = ""
+    compensation: str | None = None
+    input: Raw = EMPTY
+    depends_on: tuple[str, ...] | None = None
+    when: Condition | None = None
+    retry: RetryPolicy | None = None
+    compensation_retry: RetryPolicy | None = None
+    timeout: float | None = None
+    total_timeout: float | None = None
+    compensation_timeout: float | None = None
+    pivot: bool = False
+    child: ChildPlan | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the step begins without a condition, a clock or a child."""
+        return self.when is None and self.timeout is None and self.total_timeout is None and self.child is None
+
+
+class Parent(Struct, frozen=True, gc=False):
+    """The step that started a child saga."""
+
+    saga: str
+    step: str
+    attempt: int
+
+
+class Plan(Struct, frozen=True, dict=True, omit_defaults=True):
+    """The part of a saga that never changes.
+
+    `id` is a ULID, `created_at` seconds since 1970, UTC. `secret` goes into the tokens of deferred steps.
+    """
+
+    id: str
+    name: str
+    steps: tuple[StepPlan, ...]
+    context: Raw
+    created_at: float
+    options: Options = NO_OPTIONS
+    parent: Parent | None = None
+    secret: str = ""
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Each step's place in `steps`, by its name."""
+        return {step.name: position for position, step in enumerate(self.steps)}
+
+    def position(self, name: str) -> int:
+        """Return a step's place in `steps`.
+
+        Raises: UnknownStepError.
+        """
+        try:
+            return self.positions[name]
+        except KeyError:
+            known = ", ".join(step.name for step in self.steps[:20])
+            raise UnknownStepError(f"Saga {self.id} ({self.name}) has no step {name!r}; it has: {known}") from None
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Who waits for whom."""
+        return _graph(self.steps, self.name)
+
+    @cached_property
+    def follower(self) -> tuple[int, ...]:
+        """For each step the one that simply comes next, waiting for it alone, and under no condition or time.
+
+        LAST where nothing waits for it, NOT_SIMPLE where it is another matter.
+        """
+        graph, steps = self.graph, self.steps
+
+        def after(position: int, dependents: tuple[int, ...]) -> int:
+            if not dependents:
+                return LAST
+            simple = len(dependents) == 1 and graph.dependencies[dependents[0]] == (position,)
+            return dependents[0] if simple and steps[dependents[0]].plain else NOT_SIMPLE
+
+        return tuple(after(position, dependents) for position, dependents in enumerate(graph.dependents))
+
+    @cached_property
+    def pivot(self) -> int | None:
+        """The pivot's place in `steps`, if there is one."""
+        return next((position for position, step in enumerate(self.steps) if step.pivot), None)
+
+    @cached_property
+    def deadline(self) -> float:
+        """When the saga times out, in seconds since 1970, UTC; infinity for never."""
+        if self.options.timeout is None:
+            return float("inf")
+        return max(self.options.start_at or 0.0, self.created_at) + self.options.timeout
+
+
+def plan_saga(
+    name: str,
+    steps: "Sequence[Step[Any]]",
+    context: object,
+    *,
+    id: str,
+    at: float,
+    options: Options = NO_OPTIONS,
+    secret: str = "",
+) -> Plan:
+    """Check a definition and write its payloads down.
+
+    Raises: DefinitionError, PayloadError; both name the saga and the step.
+    """
+    planned = _plan_steps(name, steps, options)
+    where = f"Saga {name!r}"
+    try:
+        ULID.from_str(id)
+    except (TypeError, ValueError) as error:
+        raise DefinitionError(f"{where}: the id {id!r} is not a ULID") from error
+    return Plan(id, name, planned, encode_payload(context, f"{where}: the context"), at, options, None, secret)
+
+
+def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
+    """Make the plan of the child saga that an attempt of a parent's step starts: the same every time it is asked for."""
+    child = step.child
+    if child is None:
+        raise DefinitionError(f"Saga {parent.id} ({parent.name}): step {step.name!r} starts no child saga")
+    return Plan(
+        child_id(parent.id, parent.positions[step.name], attempt),
+        child.name,
+        child.steps,
+        parent.context if child.context is None else child.context,
+        at,
+        child.options,
+        Parent(parent.id, step.name, attempt),
+        blake2b(f"{parent.secret}/{step.name}/{attempt}".encode(), digest_size=16).hexdigest(),
+    )
+
+
+def step_id(saga_id: str, position: int) -> str:
+    """Derive a step's ULID from its saga's: nothing to store, and the same on every machine.
+
+    Counting up from the saga's id would not do: ULIDs made within one millisecond count up too, and the steps of
+    two sagas would share their ids, and so their idempotency keys.
+    """
+    return _derived_id(saga_id, position.to_bytes(4, "big"))
+
+
+def child_id(saga_id: str, position: int, attempt: int) -> str:
+    """Derive the ULID of the child saga that an attempt of a step starts."""
+    return _derived_id(saga_id, position.to_bytes(4, "big") + attempt.to_bytes(4, "big"))
+
+
+def token_digest(plan: Plan, position: int, operation: Operation, attempt: int) -> str:
+    """Return the part of a token that nobody can guess who does not know the plan's secret."""
+    what = f"{plan.id}/{position}/{operation}/{attempt}".encode()
+    return blake2b(what, key=plan.secret.encode()[:64], digest_size=16).hexdigest()
+
+
+def _plan_steps(name: str, steps: "Sequence[Step[Any]]", options: Options) -> tuple[StepPlan, ...]:
+    where = f"Saga {name!r}"
+    if not _usable(name):
+        raise DefinitionError(f"A saga needs a name of 1 to {LONGEST_NAME} bytes, not {name!r}")
+    if not steps:
+        raise DefinitionError(f"{where} has no steps; give at least one")
+    _positive(where, timeout=options.timeout)
+    if not 0 <= options.priority <= 9:
+        raise DefinitionError(f"{where}: the priority must be from 0 to 9, not {options.priority}")
+    seen: set[str] = set()
+    for place, step in enumerate(steps, 1):
+        _check_step(where, place, step)
+        if step.name in seen:
+            raise DefinitionError(f"{where} has two steps named {step.name!r}; names must differ")
+        seen.add(step.name)
+    planned = tuple(_plan_step(where, step) for step in steps)
+    _graph(planned, name)
+    return planned
+
+
+def _plan_step(where: str, step: "Step[Any]") -> StepPlan:
+    child = step.child
+    return StepPlan(
+        step.name,
+        step.action,
+        step.compensation,
+        encode_payload(step.input, f"{where}: the input of step {step.name!r}"),
+        None if step.depends_on is None else tuple(step.depends_on),
+        step.when,
+        step.retry,
+        step.compensation_retry,
+        step.timeout,
+        step.total_timeout,
+        step.compensation_timeout,
+        step.pivot,
+        None if step.child is None else _plan_child(step.child),
+    )
+
+
+def _plan_child(child: ChildSaga) -> ChildPlan:
+    return ChildPlan(
+        child.name,
+        _plan_steps(child.name, child.steps, child.options),
+        None if child.context is None else encode_payload(child.context, f"Saga {child.name!r}: the context"),
+        child.options,
+    )
+
+
+def _check_step(where: str, place: int, step: "Step[Any]") -> None:
+    if not _usable(step.name) or not (_usable(step.action) or (step.action == "" and step.child is not None)):
+        raise DefinitionError(
+            f"{where}: step {place} needs a name and an action (or a child saga), each name 1 to {LONGEST_NAME} bytes, "
+            f"not {step.name!r} and {step.action!r}"
+        )
+    where = f"{where}: step {step.name!r}"
+    if step.compensation is not None and not _usable(step.compensation):
+        raise DefinitionError(f"{where} cannot have the compensation {step.compensation!r}; give a name, or leave it out")
+    if step.child is not None and (step.action or step.compensation or step.retry):
+        raise DefinitionError(
+            f"{where} starts a child saga: it can have no action, compensation or retry policy, for the child has its own"
+        )
+    _positive(
+        where,
+        timeout=step.timeout,
+        total_timeout=step.total_timeout,
+        compensation_timeout=step.compensation_timeout,
+    )
+
+
+def _graph(steps: Sequence[StepPlan], name: str) -> Graph:
+    where = f"Saga {name!r}"
+    pivots = [position for position, step in enumerate(steps) if step.pivot]
+    if len(pivots) > 1:
+        names = " and ".join(repr(steps[position].name) for position in pivots[:2])
+        raise DefinitionError(f"{where} has two pivots, {names}; a saga has one point of no return")
+    return build_graph(
+        [step.name for step in steps], [step.depends_on for step in steps], pivots[0] if pivots else None, where
+    )
+
+
+def _positive(where: str, **seconds: float | None) -> None:
+    for name, value in seconds.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise DefinitionError(f"{where}: {name} must be a positive number of seconds, not {value}")
+
+
+def _usable(name: object) -> bool:
+    """Whether a name can be kept and sent: text that is not empty, that UTF-8 can hold, and not too long."""
+    try:
+        return isinstance(name, str) and 0 < len(name.encode()) <= LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
+
+
+def _derived_id(saga_id: str, what: bytes) -> str:
+    saga = ULID.from_str(saga_id).bytes
+    return str(ULID.from_bytes(saga[:6] + blake2b(saga + what, digest_size=10).digest()))
