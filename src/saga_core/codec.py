@@ -39,7 +39,6 @@ class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
 _saga = msgspec.json.Decoder(_Kept)
 
 
-
 def encode_command(command: Command) -> bytes:
     """Return the body of the message that carries a command."""
     return _encode(command)
@@ -75,9 +74,7 @@ def decode_event(data: bytes) -> Event:
 def encode_saga(saga: Saga) -> bytes:
     """Return a whole saga, plan and progress. Its length grows with its steps: see `encode_event` for what does not."""
     return _encode(
-        _Kept(
-            saga.plan, saga.state, saga.revision, saga.progress, saga.updated_at, saga.completed_at, saga.suspended
-        )
+        _Kept(saga.plan, saga.state, saga.revision, saga.progress, saga.updated_at, saga.completed_at, saga.suspended)
     )
 
 

@@ -42,3 +42,7 @@ class StepError(SagaError):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+class TokenError(SagaError):
+    """A token of a deferred step is malformed, or was not made for this saga."""

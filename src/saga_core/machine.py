@@ -410,10 +410,16 @@ TABLE: dict[type[Event], Row] = {
         "it is being undone, or is undone, already",
     ),
     CancelRequested: Row(_compensation_requested, {_ON: (_BACK, _GONE)}, "it cannot be cancelled any more"),
-    RetryRequested: Row(_retry_requested, {_ON: (_ON,), _BACK: (_BACK,), _HALF: (_ON, _BACK)}, "nothing failed for good"),
+    RetryRequested: Row(
+        _retry_requested, {_ON: (_ON,), _BACK: (_BACK,), _HALF: (_ON, _BACK)}, "nothing failed for good"
+    ),
     StepResolved: Row(
         _step_resolved,
-        {_ON: (_ON, _OVER, _BACK, _GONE, _HALF), _BACK: (_BACK, _GONE, _HALF, _ON, _OVER), _HALF: (_ON, _OVER, _BACK, _GONE, _HALF)},
+        {
+            _ON: (_ON, _OVER, _BACK, _GONE, _HALF),
+            _BACK: (_BACK, _GONE, _HALF, _ON, _OVER),
+            _HALF: (_ON, _OVER, _BACK, _GONE, _HALF),
+        },
         "there is nothing to resolve",
     ),
     SkipRequested: Row(

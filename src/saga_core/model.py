@@ -242,7 +242,19 @@ def rebuild(
                 ready |= bit
     wakes = tuple(earliest(chunk) for chunk in progress)
     return Saga(
-        plan, state, revision, progress, updated_at, completed_at, suspended, running, undoing, ready, tips, stuck, wakes
+        plan,
+        state,
+        revision,
+        progress,
+        updated_at,
+        completed_at,
+        suspended,
+        running,
+        undoing,
+        ready,
+        tips,
+        stuck,
+        wakes,
     )
 
 

@@ -339,9 +339,7 @@ def give_up(draft: Draft, position: int, record: Progress) -> None:
     bit = 1 << position
     draft.running &= ~bit
     attempt = record.attempt - 1 if record.waiting else record.attempt
-    record = replace(
-        record, state=FAILED, attempt=attempt, waiting=False, deferred=False, until=None, expires=None
-    )
+    record = replace(record, state=FAILED, attempt=attempt, waiting=False, deferred=False, until=None, expires=None)
     put(draft, position, record)
     if past_pivot(draft):
         draft.stuck |= bit
@@ -400,9 +398,7 @@ def undone(draft: Draft, position: int, record: Progress) -> None:
     put(
         draft,
         position,
-        replace(
-            record, state=COMPENSATED, error=error, waiting=False, deferred=False, until=None, expires=None
-        ),
+        replace(record, state=COMPENSATED, error=error, waiting=False, deferred=False, until=None, expires=None),
     )
     _fall(draft, position)
 

@@ -34,9 +34,7 @@ def encode_payload(value: object, what: str) -> Raw:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise PayloadError(f"{what} cannot be written as JSON: {error}") from error
     if raw[:1] != b"{":
-        raise PayloadError(
-            f"{what} must be a JSON object (a dict, Struct or dataclass), not {type(value).__name__}"
-        )
+        raise PayloadError(f"{what} must be a JSON object (a dict, Struct or dataclass), not {type(value).__name__}")
     if nonfinite:
         raise PayloadError(f"{what} holds a number that JSON cannot (NaN or infinite)")
     return Raw(raw)

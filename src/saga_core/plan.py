@@ -331,7 +331,9 @@ def _check_step(where: str, place: int, step: "Step[Any]") -> None:
         )
     where = f"{where}: step {step.name!r}"
     if step.compensation is not None and not _usable(step.compensation):
-        raise DefinitionError(f"{where} cannot have the compensation {step.compensation!r}; give a name, or leave it out")
+        raise DefinitionError(
+            f"{where} cannot have the compensation {step.compensation!r}; give a name, or leave it out"
+        )
     if step.child is not None and (step.action or step.compensation or step.retry):
         raise DefinitionError(
             f"{where} starts a child saga: it can have no action, compensation or retry policy, for the child has its own"
