@@ -46,3 +46,7 @@ class StepError(SagaError):
 
 class TokenError(SagaError):
     """A token of a deferred step is malformed, or was not made for this saga."""
+
+
+class HandlerError(SagaError):
+    """A handler cannot be used: not async, a wrong signature, registered twice, or missing."""

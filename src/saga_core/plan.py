@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, Literal, cast
 
 from msgspec import Raw, Struct, field
+from msgspec.structs import force_setattr
 from ulid import ULID
 
 from saga_core.conditions import Condition
@@ -52,6 +53,14 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     compensation_order: Literal["parallel", "sequential"] = "parallel"
     priority: int = 0
     tags: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        """Raise DefinitionError where the numbers make no sense."""
+        _positive("The options of a saga", timeout=self.timeout, start_at=self.start_at)
+        if not 0 <= self.priority <= 9:
+            raise DefinitionError(f"The priority of a saga must be from 0 to 9, not {self.priority}")
+        for name in ("start_at", "timeout"):
+            force_setattr(self, name, _seconds(getattr(self, name)))
 
 
 NO_OPTIONS = Options()
@@ -229,13 +238,13 @@ def plan_saga(
 
     Raises: DefinitionError, PayloadError; both name the saga and the step.
     """
-    planned = _plan_steps(name, steps, options)
+    planned = _plan_steps(name, steps)
     where = f"Saga {name!r}"
     try:
         ULID.from_str(id)
     except (TypeError, ValueError) as error:
         raise DefinitionError(f"{where}: the id {id!r} is not a ULID") from error
-    return Plan(id, name, planned, encode_payload(context, f"{where}: the context"), at, options, None, secret)
+    return Plan(id, name, planned, encode_payload(context, f"{where}: the context"), float(at), options, None, secret)
 
 
 def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
@@ -275,15 +284,12 @@ def token_digest(plan: Plan, position: int, operation: Operation, attempt: int) 
     return blake2b(what, key=plan.secret.encode()[:64], digest_size=16).hexdigest()
 
 
-def _plan_steps(name: str, steps: "Sequence[Step[Any]]", options: Options) -> tuple[StepPlan, ...]:
+def _plan_steps(name: str, steps: "Sequence[Step[Any]]") -> tuple[StepPlan, ...]:
     where = f"Saga {name!r}"
     if not _usable(name):
         raise DefinitionError(f"A saga needs a name of 1 to {LONGEST_NAME} bytes, not {name!r}")
     if not steps:
         raise DefinitionError(f"{where} has no steps; give at least one")
-    _positive(where, timeout=options.timeout)
-    if not 0 <= options.priority <= 9:
-        raise DefinitionError(f"{where}: the priority must be from 0 to 9, not {options.priority}")
     seen: set[str] = set()
     for place, step in enumerate(steps, 1):
         _check_step(where, place, step)
@@ -306,9 +312,9 @@ def _plan_step(where: str, step: "Step[Any]") -> StepPlan:
         step.when,
         step.retry,
         step.compensation_retry,
-        step.timeout,
-        step.total_timeout,
-        step.compensation_timeout,
+        _seconds(step.timeout),
+        _seconds(step.total_timeout),
+        _seconds(step.compensation_timeout),
         step.pivot,
         None if step.child is None else _plan_child(step.child),
     )
@@ -317,7 +323,7 @@ def _plan_step(where: str, step: "Step[Any]") -> StepPlan:
 def _plan_child(child: ChildSaga) -> ChildPlan:
     return ChildPlan(
         child.name,
-        _plan_steps(child.name, child.steps, child.options),
+        _plan_steps(child.name, child.steps),
         None if child.context is None else encode_payload(child.context, f"Saga {child.name!r}: the context"),
         child.options,
     )
@@ -355,6 +361,11 @@ def _graph(steps: Sequence[StepPlan], name: str) -> Graph:
     return build_graph(
         [step.name for step in steps], [step.depends_on for step in steps], pivots[0] if pivots else None, where
     )
+
+
+def _seconds(value: float | None) -> float | None:
+    # A whole number would be a float when read back.
+    return None if value is None else float(value)
 
 
 def _positive(where: str, **seconds: float | None) -> None:

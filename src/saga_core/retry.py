@@ -3,6 +3,7 @@
 from hashlib import blake2b
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from saga_core.errors import DefinitionError
 from saga_core.states import Operation
@@ -31,10 +32,17 @@ class RetryPolicy(Struct, frozen=True, gc=False, omit_defaults=True):
         for name in ("initial_delay", "max_delay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise DefinitionError(f"{name} must be a number of seconds, not {getattr(self, name)}")
+        if self.initial_delay > self.max_delay:
+            raise DefinitionError(
+                f"initial_delay, {self.initial_delay}, must not be above max_delay, {self.max_delay}; raise max_delay too"
+            )
         if not 1 <= self.multiplier < float("inf"):
             raise DefinitionError(f"multiplier must be at least 1, not {self.multiplier}")
         if not 0 <= self.jitter <= 1:
             raise DefinitionError(f"jitter must be a fraction from 0 to 1, not {self.jitter}")
+        # Whole numbers become floats now, for they would when read back.
+        for name in ("initial_delay", "multiplier", "max_delay", "jitter"):
+            force_setattr(self, name, float(getattr(self, name)))
 
 
 NO_RETRY = RetryPolicy(max_attempts=1)
