@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Generic, Literal, cast
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from msgspec import Raw, Struct, field
-from msgspec.structs import force_setattr
 from ulid import ULID
 
 from saga_core.conditions import Condition
 from saga_core.errors import DefinitionError, UnknownStepError
 from saga_core.graph import Graph, build_graph
+from saga_core.options import NO_OPTIONS, Options, check_seconds, seconds
 from saga_core.payload import EMPTY, encode_payload
 from saga_core.retry import RetryPolicy
 from saga_core.states import Operation, StepState
@@ -38,32 +38,6 @@ class Failure(Struct, frozen=True, gc=False, omit_defaults=True):
     message: str
     retryable: bool = False
     details: Raw | None = None
-
-
-class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a saga as a whole can be told.
-
-    `start_at`, seconds since 1970, UTC, delays its start; `timeout`, seconds from then, bounds it up to its pivot.
-    `compensation_order` says whether independent compensations run side by side. `priority` (0 to 9) and `tags`
-    are carried along for brokers and people.
-    """
-
-    start_at: float | None = None
-    timeout: float | None = None
-    compensation_order: Literal["parallel", "sequential"] = "parallel"
-    priority: int = 0
-    tags: dict[str, str] = {}
-
-    def __post_init__(self) -> None:
-        """Raise DefinitionError where the numbers make no sense."""
-        _positive("The options of a saga", timeout=self.timeout, start_at=self.start_at)
-        if not 0 <= self.priority <= 9:
-            raise DefinitionError(f"The priority of a saga must be from 0 to 9, not {self.priority}")
-        for name in ("start_at", "timeout"):
-            force_setattr(self, name, _seconds(getattr(self, name)))
-
-
-NO_OPTIONS = Options()
 
 
 class ChildSaga(Struct, frozen=True):
@@ -312,9 +286,9 @@ def _plan_step(where: str, step: "Step[Any]") -> StepPlan:
         step.when,
         step.retry,
         step.compensation_retry,
-        _seconds(step.timeout),
-        _seconds(step.total_timeout),
-        _seconds(step.compensation_timeout),
+        seconds(step.timeout),
+        seconds(step.total_timeout),
+        seconds(step.compensation_timeout),
         step.pivot,
         None if step.child is None else _plan_child(step.child),
     )
@@ -344,7 +318,7 @@ def _check_step(where: str, place: int, step: "Step[Any]") -> None:
         raise DefinitionError(
             f"{where} starts a child saga: it can have no action, compensation or retry policy, for the child has its own"
         )
-    _positive(
+    check_seconds(
         where,
         timeout=step.timeout,
         total_timeout=step.total_timeout,
@@ -361,17 +335,6 @@ def _graph(steps: Sequence[StepPlan], name: str) -> Graph:
     return build_graph(
         [step.name for step in steps], [step.depends_on for step in steps], pivots[0] if pivots else None, where
     )
-
-
-def _seconds(value: float | None) -> float | None:
-    # A whole number would be a float when read back.
-    return None if value is None else float(value)
-
-
-def _positive(where: str, **seconds: float | None) -> None:
-    for name, value in seconds.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise DefinitionError(f"{where}: {name} must be a positive number of seconds, not {value}")
 
 
 def _usable(name: object) -> bool:
