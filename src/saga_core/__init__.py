@@ -1,58 +1,120 @@
 """Decides what a saga does next: a pure state machine, free of I/O, clocks and chance."""
 
-from saga_core.codec import (
-    decode_command,
-    decode_event,
-    decode_saga,
-    encode_command,
-    encode_event,
-    encode_saga,
+from saga_core.codec import decode_command, decode_event, decode_saga, encode_command, encode_event, encode_saga
+from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
+from saga_core.compose import parallel, prefix, sequence
+from saga_core.conditions import Condition, when
+from saga_core.describe import completed_steps, explain, failed_steps, next_steps, progress
+from saga_core.diagram import machine_diagram, machine_table, saga_diagram
+from saga_core.errors import (
+    CodecError,
+    DefinitionError,
+    HandlerError,
+    PayloadError,
+    SagaError,
+    StepError,
+    TokenError,
+    UnknownStepError,
 )
-from saga_core.commands import Command, Compensate, Execute
-from saga_core.errors import CodecError, DefinitionError, PayloadError, SagaError, StepError, UnknownStepError
 from saga_core.events import (
+    CancelRequested,
+    ChildRested,
+    CompensationDeferred,
     CompensationFailed,
     CompensationRequested,
     CompensationSucceeded,
     Event,
+    ResumeRequested,
+    RetryRequested,
+    SkipRequested,
+    StepDeferred,
     StepFailed,
+    StepResolved,
+    StepSkipped,
     StepSucceeded,
+    SuspendRequested,
+    TimePassed,
+)
+from saga_core.handlers import (
+    CompensationHandler,
+    Defer,
+    Handler,
+    Skip,
+    StepHandler,
+    answer_event,
+    check_handler,
+    failure_event,
+    failure_of,
 )
 from saga_core.history import consequences, fold
-from saga_core.machine import awaits, child_saga, new_saga, outstanding, transition, wake_at
+from saga_core.machine import TABLE, awaits, child_saga, new_saga, outstanding, transition, wake_at
+from saga_core.model import Progress, Saga, rebuild
 from saga_core.moves import Transition
-from saga_core.model import Progress, Saga
-from saga_core.plan import ChildSaga, Failure, Options, Plan, Step, StepPlan
-from saga_core.states import Operation, SagaState, StepState
+from saga_core.options import Options
 from saga_core.payload import decode_payload, encode_payload
+from saga_core.plan import ChildSaga, Failure, Plan, Step, StepPlan
+from saga_core.retry import RetryPolicy
+from saga_core.states import Operation, SagaState, StepState
+from saga_core.tokens import Callback, failed, redeem, saga_of, succeeded
 
 __all__ = [
+    "TABLE",
+    "Callback",
+    "CancelRequested",
+    "ChildRested",
+    "ChildSaga",
     "CodecError",
     "Command",
     "Compensate",
+    "CompensateChild",
+    "CompensationDeferred",
     "CompensationFailed",
+    "CompensationHandler",
     "CompensationRequested",
     "CompensationSucceeded",
+    "Condition",
+    "Defer",
     "DefinitionError",
     "Event",
     "Execute",
     "Failure",
+    "Handler",
+    "HandlerError",
     "Operation",
+    "Options",
     "PayloadError",
     "Plan",
     "Progress",
+    "Report",
+    "ResumeRequested",
+    "RetryPolicy",
+    "RetryRequested",
     "Saga",
     "SagaError",
     "SagaState",
+    "Skip",
+    "SkipRequested",
+    "StartChild",
     "Step",
+    "StepDeferred",
     "StepError",
     "StepFailed",
+    "StepHandler",
     "StepPlan",
+    "StepResolved",
+    "StepSkipped",
     "StepState",
     "StepSucceeded",
+    "SuspendRequested",
+    "TimePassed",
+    "TokenError",
     "Transition",
     "UnknownStepError",
+    "answer_event",
     "awaits",
+    "check_handler",
+    "child_saga",
+    "completed_steps",
     "consequences",
     "decode_command",
     "decode_event",
@@ -62,8 +124,27 @@ __all__ = [
     "encode_event",
     "encode_payload",
     "encode_saga",
+    "explain",
+    "failed",
+    "failed_steps",
+    "failure_event",
+    "failure_of",
     "fold",
+    "machine_diagram",
+    "machine_table",
     "new_saga",
+    "next_steps",
     "outstanding",
+    "parallel",
+    "prefix",
+    "progress",
+    "rebuild",
+    "redeem",
+    "saga_diagram",
+    "saga_of",
+    "sequence",
+    "succeeded",
     "transition",
+    "wake_at",
+    "when",
 ]

@@ -223,7 +223,6 @@ def plan_saga(
 
 def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
     """Make the plan of the child saga that an attempt of a parent's step starts: the same every time it is asked for."""
-    child = step.child
     if child is None:
         raise DefinitionError(f"Saga {parent.id} ({parent.name}): step {step.name!r} starts no child saga")
     return Plan(
@@ -276,7 +275,6 @@ def _plan_steps(name: str, steps: "Sequence[Step[Any]]") -> tuple[StepPlan, ...]
 
 
 def _plan_step(where: str, step: "Step[Any]") -> StepPlan:
-    child = step.child
     return StepPlan(
         step.name,
         step.action,
