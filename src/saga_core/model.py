@@ -57,12 +57,12 @@ ACTIVE = frozenset({SagaState.STARTED, SagaState.COMPENSATING})
 
 
 class Failure(Struct, frozen=True, gc=False, omit_defaults=True):
-    """Why a handler failed. The fields are those of `StepError`."""
+    """Why a handler failed. The fields are those of `StepError`; `details` is a JSON object."""
 
     code: str
     message: str
     retryable: bool = False
-    details: Raw | None = None
+    details: Raw = EMPTY  # not `Raw | None`: msgspec reads that as null only
 
 
 class Step(Struct, Generic[InputT], frozen=True, kw_only=True):
