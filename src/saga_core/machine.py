@@ -29,6 +29,7 @@ from saga_core.events import (
     StepSucceeded,
 )
 from saga_core.model import CHUNK, PENDING, Operation, Plan, Progress, Saga, SagaState, Step, StepState, plan_saga
+from saga_core.payload import EMPTY
 
 STARTED, COMPLETED, FAILED = StepState.STARTED, StepState.COMPLETED, StepState.FAILED
 COMPENSATING, COMPENSATED = StepState.COMPENSATING, StepState.COMPENSATED
@@ -92,7 +93,9 @@ def _step_succeeded(saga: Saga, event: StepSucceeded) -> Transition:
     progress = saga.progress[position // CHUNK][position % CHUNK]
     if progress.state is not STARTED or progress.attempt != event.attempt:
         return _ignored(saga, event.step, event.attempt, progress, "execute")
-    done = Progress(COMPLETED, event.attempt, 0, event.output, None, event.at)
+    # The default itself, which is not written down: else an event from a store gives other bytes than from memory.
+    output = EMPTY if event.output == EMPTY else event.output
+    done = Progress(COMPLETED, event.attempt, 0, output, None, event.at)
     plan = saga.plan
     if saga.state is SAGA_COMPENSATING:
         return _undo(saga, _put(saga.progress, position, done), position, event.at)
