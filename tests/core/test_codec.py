@@ -126,6 +126,12 @@ def test_the_format_is_this_byte_for_byte(codec: Codec, thing: object, data: byt
     assert encode(decode(data)) == data
 
 
+def test_a_long_saga_keeps_its_progress_in_groups_of_32() -> None:
+    """Sagas are stored so: another length could not find the steps of a saga that is in a database."""
+    stored = json.loads(encode_saga(saga_of(" ".join(f"s{n}" for n in range(70)))))
+    assert [len(group) for group in stored["progress"]] == [32, 32, 6]
+
+
 @pytest.mark.parametrize(("codec", "thing", "data"), GOLDEN)
 def test_fields_unknown_to_this_release_are_ignored(codec: Codec, thing: object, data: bytes) -> None:
     _, decode = codec

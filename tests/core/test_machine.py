@@ -265,6 +265,20 @@ def test_a_result_that_is_not_awaited_changes_nothing(
 
 
 @pytest.mark.parametrize(
+    ("stray", "reason"),
+    [
+        ("a ok", f"a result of attempt 1 to execute step 'a' of saga {ID} is not awaited: "
+                 "the step is compensating, its latest attempt is 1"),
+        ("undo a#1 ok", f"a result of attempt 1 to compensate step 'a' of saga {ID} is not awaited: "
+                        "the step is compensating, its latest attempt is 2"),
+    ],
+)  # fmt: skip
+def test_the_reason_tells_an_operator_what_came_and_what_is_the_case(stray: str, reason: str) -> None:
+    saga = play(saga_of("a b"), "a ok, b fails, undo a fails, compensate").saga
+    assert transition(saga, event_of(stray)).ignored == reason
+
+
+@pytest.mark.parametrize(
     ("events", "state"),
     [
         ("a ok, b fails", "compensating"),

@@ -211,6 +211,12 @@ def test_changing_what_a_saga_returns_changes_nothing() -> None:
     assert saga.step("a").output == {"from": "a"}
 
 
+def test_a_step_that_is_only_defined_has_not_been_tried() -> None:
+    step = Step(name="a", action="do_a")
+    assert (step.id, step.state, step.attempt, step.compensation_attempt) == ("", "pending", 0, 0)
+    assert (step.compensation, step.input, step.output, step.error) == (None, {}, {}, None)
+
+
 def test_steps_that_were_defined_without_input_share_nothing() -> None:
     one, other = Step(name="a", action="do_a"), Step(name="b", action="do_b")
     one.input["more"] = 1
