@@ -93,7 +93,7 @@ def _step_succeeded(saga: Saga, event: StepSucceeded) -> Transition:
     progress = saga.progress[position // CHUNK][position % CHUNK]
     if progress.state is not STARTED or progress.attempt != event.attempt:
         return _ignored(saga, event.step, event.attempt, progress, "execute")
-    # The default itself, which is not written down: else an event from a store gives other bytes than from memory.
+    # The default itself is not written down: else an event from a store would give other bytes.
     output = EMPTY if event.output == EMPTY else event.output
     done = Progress(COMPLETED, event.attempt, 0, output, None, event.at)
     plan = saga.plan
