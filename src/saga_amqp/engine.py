@@ -69,7 +69,9 @@ async def decide(store: Store, saga: Saga, event: Event) -> Transition:
 class Engine:
     """Runs handlers for the messages of one transport, in one task group, until told to stop."""
 
-    def __init__(self, transport: Transport, store: Store, config: Config, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, transport: Transport, store: Store, config: Config, clock: Callable[[], float]
+    ) -> None:
         self._transport = transport
         self._store = store
         self._config = config
@@ -92,23 +94,28 @@ class Engine:
         observer raised that is no Exception.
         """
         config = self._config
-        async with AsyncExitStack() as stack:
-            consumers: list[Consumer] = []
-            for queue in (config.step_queue, config.compensate_queue):
-                consume = self._transport.consume(queue, config.messages_ahead, self._receive)
-                consumers.append(await stack.enter_async_context(consume))
-            async with anyio.create_task_group() as self._workers:
-                try:
-                    for consumer in consumers:
-                        self._workers.start_soon(self._watch, consumer)
-                    self._start_workers()
-                    task_status.started()
-                    await self._ending.wait()
-                    if self._error is None:
-                        await self._finish(consumers)
-                finally:
-                    self._stopping = True
-                self._workers.cancel_scope.cancel()
+        try:
+            async with AsyncExitStack() as stack:
+                consumers: list[Consumer] = []
+                for queue in (config.step_queue, config.compensate_queue):
+                    consume = self._transport.consume(queue, config.messages_ahead, self._receive)
+                    consumers.append(await stack.enter_async_context(consume))
+                async with anyio.create_task_group() as self._workers:
+                    try:
+                        for consumer in consumers:
+                            self._workers.start_soon(self._watch, consumer)
+                        self._start_workers()
+                        task_status.started()
+                        await self._ending.wait()
+                        if self._error is None:
+                            await self._finish(consumers)
+                    finally:
+                        self._stopping = True
+                    self._workers.cancel_scope.cancel()
+        finally:
+            self._in_hand.clear()
+            if self._error is not None and not isinstance(self._error, Exception):
+                raise self._error  # even where `run` is cancelled: nobody else would learn of it
         if self._error is not None:
             raise self._error
 
@@ -118,8 +125,8 @@ class Engine:
         self._ending.set()
 
     def fail(self, error: BaseException) -> None:
-        """End with an error; only the first one counts."""
-        if self._error is None:
+        """End with an error. The first one counts, but KeyboardInterrupt and its like outrank any other."""
+        if self._error is None or (isinstance(self._error, Exception) and not isinstance(error, Exception)):
             self._error = error
         self._stopping = True
         self._ending.set()
@@ -141,7 +148,7 @@ class Engine:
                 self.fail(error)
             # Only now: given back earlier, they would be handed to this very consumer again.
             while self._waiting:
-                self._waiting.popleft().give_back()
+                self._waiting.pop().give_back()
             if self._in_hand:
                 await self._idle.wait()
 
@@ -164,21 +171,29 @@ class Engine:
         try:
             await self._process(work)
         except BaseException as error:  # a worker ends here, and tells the engine why
-            work.give_back()
             self._explain(work, error)
         finally:
             self._busy -= 1
             self._start_workers()
 
     def _explain(self, work: "InHand", error: BaseException) -> None:
-        """Decide what an exception that ended a worker means for the engine."""
+        """Decide what an exception that ended a worker means for the engine.
+
+        Where the engine ends, its consumers give the message back as they leave. Given back before, it would be
+        handed to this very engine again.
+        """
         rest = _without_cancellation(error)
         ending = anyio.current_effective_deadline() == float("-inf")
+        if ending:
+            self._stopping = True
         if rest is not None and not (ending and isinstance(rest, Exception)):
             self.fail(rest)
         elif not ending:
             # Somebody cancelled this one task, as asyncio allows. The engine goes on.
-            logger.warning("A handler was cancelled from outside; its message goes back to the queue: %s", work)
+            logger.warning(
+                "A handler was cancelled from outside; its message goes back to the queue: %s", work
+            )
+            work.give_back()
 
     async def _process(self, work: "InHand") -> None:
         try:
@@ -209,33 +224,38 @@ class Engine:
     async def _run_handler(self, saga: Saga, command: Command) -> Event:
         handler = self._config.handler(command)
         if handler is None:
-            error = Failure(
+            missing = Failure(
                 "no_handler",
                 f"No handler for {command.action!r} is registered in the engine that got the message; "
                 f"register it in every engine that shares the queue",
             )
-            logger.error("Saga %s, step %r: %s", saga.id, command.step, error.message)
-            return self._failed(command, error)
+            logger.error("Saga %s, step %r: %s", saga.id, command.step, missing.message)
+            return self._failed(command, missing)
         self.observe(Point.HANDLER_BEGAN, saga.id, command)
         try:
             output = await handler.function(saga, saga.step(command.step, handler.input_type))
             what = f"The output of {command.action!r} in step {command.step!r} of saga {saga.id}"
             raw = encode_payload(output, what) if isinstance(command, Execute) else None
-        except Exception as error:
+        except BaseException as raised:
+            error = _without_cancellation(raised)
+            if not isinstance(error, Exception):
+                raise
             # A handler that fails because the engine is ending has not failed: it runs again elsewhere.
             await anyio.lowlevel.checkpoint_if_cancelled()
+            failure = failure_of(error)
             expected = isinstance(error, StepError)
             logger.log(
                 logging.INFO if expected else logging.WARNING,
-                "%s of step %r of saga %s failed in attempt %d: %r",
+                "%s of step %r of saga %s failed in attempt %d: %s: %s",
                 command.action,
                 command.step,
                 saga.id,
                 command.attempt,
-                error,
+                failure.code,
+                failure.message,
                 exc_info=not expected,
             )
-            event = self._failed(command, failure_of(error))
+            event = self._failed(command, failure)
         else:
             if raw is not None:
                 event = StepSucceeded(command.step, command.attempt, raw, self._clock())
@@ -261,7 +281,8 @@ class Engine:
 def _without_cancellation(error: BaseException) -> BaseException | None:
     cancelled = anyio.get_cancelled_exc_class()
     if isinstance(error, BaseExceptionGroup):
-        return cast("BaseExceptionGroup[BaseException]", error).split(cancelled)[1]
+        some, rest = cast("BaseExceptionGroup[BaseException]", error).split(cancelled)
+        return rest if some is not None else error
     return None if isinstance(error, cancelled) else error
 
 
@@ -282,7 +303,6 @@ class InHand:
     def settled(self, error: TransportError | None) -> None:
         """Take the outcome of one publish; the last good one acknowledges the message."""
         if error is not None:
-            self.give_back()
             self._engine.fail(error)
             return
         try:

@@ -108,13 +108,11 @@ def collect(
 def failure_of(error: Exception) -> Failure:
     """Return what a handler raised as data: a StepError as it says, anything else as worth another attempt."""
     if isinstance(error, StepError):
-        message, details = error.message, None
-        if error.details is not None:
-            try:
-                details = encode_payload(error.details, "The details of the error")
-            except PayloadError as unusable:
-                message = f"{message} ({unusable})"
-        return Failure(_text(error.code), _text(message), error.retryable, details)
+        try:
+            details = encode_payload(error.details, "The details of the error")
+        except PayloadError as unusable:
+            return Failure(_text(error.code), _text(f"{error.message} ({unusable})"), error.retryable)
+        return Failure(_text(error.code), _text(error.message), error.retryable, details)
     if isinstance(error, PayloadError):
         return Failure("invalid_payload", _text(error))
     leaves = list(_leaves(error))

@@ -48,7 +48,8 @@ class MemoryStore:
 
     async def list(self, states: Collection[SagaState]) -> Sequence[Saga]:
         """Return the sagas in one of the states, oldest first."""
-        return [row.saga for row in self._rows.values() if row.saga.state in states]
+        found = [row.saga for row in self._rows.values() if row.saga.state in states]
+        return sorted(found, key=lambda saga: saga.created_at)
 
     async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
         """Return the saga as created, and all its events. Raises: SagaNotFoundError."""

@@ -1,0 +1,69 @@
+# make demo    try it out              make test   run every test, on real servers
+# make bench   measure                 make check  format, lint and types
+# make fmt     write the format        make clean  remove what these have made
+#
+# Everything runs in .venv, which is made from PYTHON with the versions of constraints.txt.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# -c and not PIP_CONSTRAINT: a constraint of the user's own stays in force.
+INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench fmt clean dev
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/saga demo $(ARGS)
+
+# SAGA_TEST_AMQP_URL names a RabbitMQ to use; without it the tests start a private one.
+test: $(VENV)/.installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+fmt: $(VENV)/.installed-dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+dev: $(VENV)/.installed-dev
+
+clean:
+	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[trio]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+# Debian splits venv off from Python. Without its package the first attempt leaves half an environment behind.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    package="python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"; \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "Installing $$package" && apt-get update -qq && \
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$package" && \
+	        $(PYTHON) -m venv $(VENV); \
+	    else \
+	        echo "Python cannot make an environment here. Please run: apt-get install $$package" >&2; false; \
+	    fi; } || { rm -rf $(VENV); exit 1; }

@@ -1,0 +1,17 @@
+"""A world of its own for every test, with nothing left running in it."""
+
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from .world import World
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    before = anyio.get_running_tasks()
+    yield World()
+    after = anyio.get_running_tasks()
+    # By number: one of them is this fixture's own, and not the same task before and after.
+    assert len(after) == len(before), after
