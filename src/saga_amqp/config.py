@@ -27,7 +27,9 @@ class Config:
     compensate_queue: str = "saga.compensate"
     dead_letter_queue: str = "saga.dead-letter"
     step_handlers: Mapping[str, StepHandler] = field(default_factory=dict[str, StepHandler])
-    compensation_handlers: Mapping[str, CompensationHandler] = field(default_factory=dict[str, CompensationHandler])
+    compensation_handlers: Mapping[str, CompensationHandler] = field(
+        default_factory=dict[str, CompensationHandler]
+    )
     registries: tuple[Registry, ...] = ()
     concurrency: int = 100
     prefetch: int | None = None
@@ -45,7 +47,9 @@ class Config:
             if not 0 < len(name.encode()) <= 255:
                 raise ValueError(f"The name {name!r} of an exchange or queue must have 1 to 255 bytes")
         if len(set(names[1:])) < 3:
-            raise ValueError(f"Steps, compensations and dead letters need queues of their own, not {names[1:]}")
+            raise ValueError(
+                f"Steps, compensations and dead letters need queues of their own, not {names[1:]}"
+            )
         if self.concurrency < 1 or not 1 <= self.messages_ahead <= 65_535:
             raise ValueError("concurrency must be at least 1, and prefetch from 1 to 65535")
         if self.grace_period < 0:
@@ -104,7 +108,9 @@ class Config:
             if step.action not in self.actions:
                 raise DefinitionError(_missing(plan, step.name, "action", step.action, self.actions))
             if step.compensation is not None and step.compensation not in self.compensations:
-                raise DefinitionError(_missing(plan, step.name, "compensation", step.compensation, self.compensations))
+                raise DefinitionError(
+                    _missing(plan, step.name, "compensation", step.compensation, self.compensations)
+                )
 
 
 def _missing(plan: Plan, step: str, kind: str, name: str, known: Mapping[str, Handler]) -> str:

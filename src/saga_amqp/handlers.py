@@ -63,7 +63,9 @@ class Action(Generic[InputT]):
 
     def step(self, input: InputT | None = None, *, name: str | None = None) -> Step[InputT]:
         """Make a step that runs this action; its name is the function's unless given."""
-        step: Step[InputT] = Step(name=name or self.__name__, action=self.name, compensation=self.compensation_name)
+        step: Step[InputT] = Step(
+            name=name or self.__name__, action=self.name, compensation=self.compensation_name
+        )
         return step if input is None else msgspec.structs.replace(step, input=input)
 
 
@@ -74,7 +76,9 @@ class Registry:
         self.actions: dict[str, Handler] = {}
         self.compensations: dict[str, Handler] = {}
 
-    def action(self, name: str) -> Callable[[Callable[[Saga, Step[InputT]], Awaitable[object]]], Action[InputT]]:
+    def action(
+        self, name: str
+    ) -> Callable[[Callable[[Saga, Step[InputT]], Awaitable[object]]], Action[InputT]]:
         """Register the function below as the action `name`.
 
         Raises: HandlerError.
@@ -141,7 +145,9 @@ def _check(function: Any, what: str) -> Handler:
     except TypeError as error:
         raise HandlerError(f"{what} must take (saga, step), but takes {signature}: {error}") from None
     arguments = [
-        name for name in bound.arguments if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL
+        name
+        for name in bound.arguments
+        if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL
     ]
     annotation = signature.parameters[arguments[1]].annotation if len(arguments) > 1 else None
     return Handler(cast("StepHandler", function), _input_type(function, annotation, what))
@@ -170,7 +176,9 @@ def _input_type(function: Any, annotation: object, what: str) -> type | None:
     try:
         msgspec.json.Decoder(wanted)
     except TypeError as error:
-        raise HandlerError(f"{what} wants its input as {wanted!r}, which cannot be read from JSON: {error}") from None
+        raise HandlerError(
+            f"{what} wants its input as {wanted!r}, which cannot be read from JSON: {error}"
+        ) from None
     return wanted  # type: ignore[no-any-return]
 
 

@@ -197,4 +197,6 @@ class Manager:
 
     def _check_open(self) -> None:
         if self._life != "open":
-            raise ManagerError(f"This manager is {self._life}; use it inside `async with Manager(…) as manager`")
+            raise ManagerError(
+                f"This manager is {self._life}; use it inside `async with Manager(…) as manager`"
+            )

@@ -1,6 +1,13 @@
 """Decides what a saga does next: a pure state machine, free of I/O, clocks and chance."""
 
-from saga_core.codec import decode_command, decode_event, decode_saga, encode_command, encode_event, encode_saga
+from saga_core.codec import (
+    decode_command,
+    decode_event,
+    decode_saga,
+    encode_command,
+    encode_event,
+    encode_saga,
+)
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.compose import parallel, prefix, sequence
 from saga_core.conditions import Condition, when

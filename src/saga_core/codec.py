@@ -11,7 +11,7 @@ import msgspec
 from saga_core.commands import Command
 from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
-from saga_core.model import Chunks, Saga, rebuild
+from saga_core.model import CHUNK, Progress, Saga, rebuild
 from saga_core.plan import Plan
 from saga_core.states import SagaState
 
@@ -25,12 +25,12 @@ _event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
 class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is written of a saga: not what follows from the rest."""
+    """What is written of a saga: one list of records, and not what follows from the rest."""
 
     plan: Plan
     state: SagaState
     revision: int
-    progress: Chunks
+    progress: tuple[Progress, ...]
     updated_at: float
     completed_at: float | None = None
     suspended: bool = False
@@ -49,12 +49,13 @@ def decode_command(body: bytes) -> Command:
 
     Raises: CodecError.
     """
-    command = _decode(_command, body, "message")
+    try:
+        command = _decode(_command, body, "message")
+    except CodecError:
+        _check_version(body)
+        raise
     if command.version > WIRE_VERSION:
-        raise CodecError(
-            f"This release reads messages up to version {WIRE_VERSION}, and this one has version {command.version}; "
-            f"upgrade it (saga {command.saga}, step {command.step!r})"
-        )
+        _check_version(body)
     return command
 
 
@@ -74,7 +75,15 @@ def decode_event(data: bytes) -> Event:
 def encode_saga(saga: Saga) -> bytes:
     """Return a whole saga, plan and progress. Its length grows with its steps: see `encode_event` for what does not."""
     return _encode(
-        _Kept(saga.plan, saga.state, saga.revision, saga.progress, saga.updated_at, saga.completed_at, saga.suspended)
+        _Kept(
+            saga.plan,
+            saga.state,
+            saga.revision,
+            tuple(saga.records()),
+            saga.updated_at,
+            saga.completed_at,
+            saga.suspended,
+        )
     )
 
 
@@ -84,18 +93,44 @@ def decode_saga(data: bytes) -> Saga:
     Raises: CodecError.
     """
     kept = _decode(_saga, data, "saga")
+    if len(kept.progress) != len(kept.plan.steps):
+        raise CodecError(
+            f"Saga {kept.plan.id} is kept with {len(kept.plan.steps)} steps, and records of {len(kept.progress)}"
+        )
     try:
         return rebuild(
             kept.plan,
             kept.state,
             kept.revision,
-            kept.progress,
+            tuple(kept.progress[at : at + CHUNK] for at in range(0, len(kept.progress), CHUNK)),
             kept.updated_at,
             kept.completed_at,
             kept.suspended,
         )
     except (SagaError, LookupError) as error:
         raise CodecError(f"This is no saga of this library: {error}") from error
+
+
+class _Versioned(msgspec.Struct):
+    version: int
+    saga: str = ""
+    step: str = ""
+
+
+_versioned = msgspec.json.Decoder(_Versioned)
+
+
+def _check_version(body: bytes) -> None:
+    """Say so if a message comes from a newer release, whatever else is new in it."""
+    try:
+        newer = _versioned.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return
+    if newer.version > WIRE_VERSION:
+        raise CodecError(
+            f"This release reads messages up to version {WIRE_VERSION}, and this one has version {newer.version}; "
+            f"upgrade this engine (saga {newer.saga}, step {newer.step!r})"
+        )
 
 
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:

@@ -46,7 +46,9 @@ def parallel(*groups: Steps) -> list[Step[Any]]:
 
 def _written_out(steps: Steps) -> list[Step[Any]]:
     return [
-        step if step.depends_on is not None else replace(step, depends_on=(steps[place - 1].name,) if place else ())
+        step
+        if step.depends_on is not None
+        else replace(step, depends_on=(steps[place - 1].name,) if place else ())
         for place, step in enumerate(steps)
     ]
 

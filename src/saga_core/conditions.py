@@ -44,7 +44,9 @@ def when(path: str, test: Test = "is true", value: Value | tuple[Value, ...] = N
     if test not in _TESTS:
         raise DefinitionError(f"A condition cannot test {test!r}; it can: {', '.join(_TESTS)}")
     if (test == "in") != isinstance(value, tuple):
-        raise DefinitionError(f"The test 'in' takes a tuple of values, and no other does: {path} {test} {value!r}")
+        raise DefinitionError(
+            f"The test 'in' takes a tuple of values, and no other does: {path} {test} {value!r}"
+        )
     return Condition(tuple(path.split(".")), test, value)
 
 

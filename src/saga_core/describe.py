@@ -69,7 +69,9 @@ def explain(saga: Saga) -> str:
         for part in (
             _named(saga, "the result of", lambda record: record.is_out and record.state is StepState.STARTED),
             _named(
-                saga, "the compensation of", lambda record: record.is_out and record.state is StepState.COMPENSATING
+                saga,
+                "the compensation of",
+                lambda record: record.is_out and record.state is StepState.COMPENSATING,
             ),
             _named(saga, "a callback for", lambda record: record.deferred),
             _waits(saga),

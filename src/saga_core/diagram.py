@@ -22,7 +22,9 @@ def saga_diagram(saga: Saga) -> str:
     for position, (plan, record) in enumerate(zip(saga.plan.steps, saga.records(), strict=True)):
         used[record.state] = None
         opened, closed = ("[[", "]]") if plan.child else ("{{", "}}") if plan.pivot else ("[", "]")
-        name = plan.name.replace("&", "#amp;").replace('"', "#quot;").replace("<", "#lt;").replace(">", "#gt;")
+        name = (
+            plan.name.replace("&", "#amp;").replace('"', "#quot;").replace("<", "#lt;").replace(">", "#gt;")
+        )
         lines.append(f'    s{position}{opened}"{name}<br/>{record.state}"{closed}:::{record.state}')
     for position, found in enumerate(saga.plan.graph.dependencies):
         lines += [f"    s{other} --> s{position}" for other in found]

@@ -38,7 +38,9 @@ def build_graph(
         else:
             for other in wanted:
                 if other not in positions:
-                    raise DefinitionError(f"{where}: step {name!r} depends on {other!r}, and there is no such step")
+                    raise DefinitionError(
+                        f"{where}: step {name!r} depends on {other!r}, and there is no such step"
+                    )
             if len(set(wanted)) < len(wanted):
                 raise DefinitionError(f"{where}: step {name!r} names a dependency twice: {', '.join(wanted)}")
             found = tuple(positions[other] for other in wanted)
@@ -67,7 +69,10 @@ def build_graph(
 
 
 def _check_cycles(
-    names: Sequence[str], dependencies: Sequence[tuple[int, ...]], dependents: Sequence[tuple[int, ...]], where: str
+    names: Sequence[str],
+    dependencies: Sequence[tuple[int, ...]],
+    dependents: Sequence[tuple[int, ...]],
+    where: str,
 ) -> None:
     # Kahn's algorithm; what it cannot take off lies on a cycle, or behind one.
     left = [len(found) for found in dependencies]

@@ -67,7 +67,9 @@ def check_handler(function: Any, what: str) -> Handler:
     except TypeError as error:
         raise HandlerError(f"{what} must take (saga, step), but takes {signature}: {error}") from None
     arguments = [
-        name for name in bound.arguments if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL
+        name
+        for name in bound.arguments
+        if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL
     ]
     annotation = signature.parameters[arguments[1]].annotation if len(arguments) > 1 else None
     return Handler(cast("StepHandler", function), _input_type(function, annotation, what))
@@ -98,7 +100,9 @@ def _input_type(function: Any, annotation: object, what: str) -> type | None:
     try:
         msgspec.json.Decoder(wanted)
     except TypeError as error:
-        raise HandlerError(f"{what} wants its input as {wanted!r}, which cannot be read from JSON: {error}") from None
+        raise HandlerError(
+            f"{what} wants its input as {wanted!r}, which cannot be read from JSON: {error}"
+        ) from None
     return wanted  # type: ignore[no-any-return]
 
 

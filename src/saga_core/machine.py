@@ -74,6 +74,7 @@ from saga_core.moves import (
     give_up,
     open_draft,
     past_pivot,
+    plain,
     positions,
     put,
     report,
@@ -82,7 +83,8 @@ from saga_core.moves import (
     turn_round,
     undone,
 )
-from saga_core.plan import NO_OPTIONS, Failure, Options, Plan, Step, plan_child, plan_saga
+from saga_core.options import NO_OPTIONS, Options
+from saga_core.plan import Failure, Plan, Step, plan_child, plan_saga
 from saga_core.states import SagaState
 
 TIMEOUT = "timeout"
@@ -115,7 +117,9 @@ def child_saga(parent: Saga, command: StartChild, at: float) -> Saga:
 
     Raises: DefinitionError when the step has no child; UnknownStepError.
     """
-    return _begin(plan_child(parent.plan, parent.plan.steps[parent.plan.position(command.step)], command.attempt, at))
+    return _begin(
+        plan_child(parent.plan, parent.plan.steps[parent.plan.position(command.step)], command.attempt, at)
+    )
 
 
 def transition(saga: Saga, event: Event) -> Transition:
@@ -200,7 +204,11 @@ def _step_succeeded(draft: Draft, event: StepSucceeded) -> str | None:
         return _not_awaited(event.step, event.attempt, record)
     _forward_again(draft, position)
     draft.running &= ~(1 << position)
-    end_well(draft, position, Progress(COMPLETED, event.attempt, 0, event.output, None, event.at, record.met))
+    end_well(
+        draft,
+        position,
+        Progress(COMPLETED, event.attempt, 0, plain(event.output), None, event.at, record.met),
+    )
     return None
 
 
@@ -333,7 +341,9 @@ def _step_resolved(draft: Draft, event: StepResolved) -> str | None:
         _unstick(draft, bit)
         _forward_again(draft, position)
         attempt = record.attempt - 1 if record.waiting else record.attempt
-        end_well(draft, position, Progress(COMPLETED, attempt, 0, event.output, None, event.at, record.met))
+        end_well(
+            draft, position, Progress(COMPLETED, attempt, 0, plain(event.output), None, event.at, record.met)
+        )
     elif event.state == "failed" and record.state is STARTED:
         error = Failure("resolved", event.reason)
         give_up(draft, position, replace(record, error=error, executed_at=event.at, unknown=False))
@@ -393,7 +403,9 @@ _AT_REST = "nothing is awaited any more"
 _NOT_UNDOING = "nothing is being undone"
 
 TABLE: dict[type[Event], Row] = {
-    StepSucceeded: Row(_step_succeeded, {_ON: (_ON, _OVER, _HALF), _BACK: (_BACK, _GONE, _ON, _OVER)}, _AT_REST),
+    StepSucceeded: Row(
+        _step_succeeded, {_ON: (_ON, _OVER, _HALF), _BACK: (_BACK, _GONE, _ON, _OVER)}, _AT_REST
+    ),
     StepSkipped: Row(_step_skipped, {_ON: (_ON, _OVER, _HALF), _BACK: (_BACK, _GONE, _ON, _OVER)}, _AT_REST),
     StepFailed: Row(_step_failed, {_ON: (_ON, _BACK, _GONE, _HALF), _BACK: (_BACK, _GONE)}, _AT_REST),
     StepDeferred: Row(_step_deferred, {_ON: (_ON,), _BACK: (_BACK,)}, _AT_REST),
@@ -401,9 +413,13 @@ TABLE: dict[type[Event], Row] = {
     CompensationFailed: Row(_compensation_failed, {_BACK: (_BACK, _HALF)}, _NOT_UNDOING),
     CompensationDeferred: Row(_compensation_deferred, {_BACK: (_BACK,)}, _NOT_UNDOING),
     ChildRested: Row(
-        _child_rested, {_ON: (_ON, _OVER, _BACK, _GONE, _HALF), _BACK: (_BACK, _GONE, _HALF, _ON, _OVER)}, _AT_REST
+        _child_rested,
+        {_ON: (_ON, _OVER, _BACK, _GONE, _HALF), _BACK: (_BACK, _GONE, _HALF, _ON, _OVER)},
+        _AT_REST,
     ),
-    TimePassed: Row(_time_passed, {_ON: (_ON, _BACK, _GONE, _OVER, _HALF), _BACK: (_BACK, _GONE, _HALF)}, _AT_REST),
+    TimePassed: Row(
+        _time_passed, {_ON: (_ON, _BACK, _GONE, _OVER, _HALF), _BACK: (_BACK, _GONE, _HALF)}, _AT_REST
+    ),
     CompensationRequested: Row(
         _compensation_requested,
         {_ON: (_BACK, _GONE), _OVER: (_BACK, _GONE), _HALF: (_BACK,)},
@@ -427,7 +443,9 @@ TABLE: dict[type[Event], Row] = {
     ),
     SuspendRequested: Row(_suspend_requested, {_ON: (_ON,), _BACK: (_BACK,)}, "nothing new starts anyhow"),
     ResumeRequested: Row(
-        _resume_requested, {_ON: (_ON, _OVER, _BACK, _GONE), _BACK: (_BACK, _GONE, _HALF)}, "it is not suspended"
+        _resume_requested,
+        {_ON: (_ON, _OVER, _BACK, _GONE), _BACK: (_BACK, _GONE, _HALF)},
+        "it is not suspended",
     ),
 }
 """The machine. An event type that is missing here is a bug, and raises KeyError."""

@@ -114,7 +114,9 @@ class Saga(Struct, frozen=True):
     @property
     def steps(self) -> tuple[Step, ...]:
         """All steps as they stand, in order."""
-        return tuple(self._view(position, decode_object(plan.input)) for position, plan in enumerate(self.plan.steps))
+        return tuple(
+            self._view(position, decode_object(plan.input)) for position, plan in enumerate(self.plan.steps)
+        )
 
     def step(self, name: str, input_type: type[InputT] | None = None) -> "Step[InputT]":
         """Return one step as it stands, its input read into `input_type` (by default a dict).

@@ -10,14 +10,14 @@ has to be searched for when a saga fails. And no move recurses: a thousand skipp
 
 from math import inf
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.conditions import holds
 from saga_core.events import StepSucceeded
 from saga_core.model import CHUNK, Chunks, Progress, Saga, earliest
-from saga_core.payload import decode_object
+from saga_core.payload import EMPTY, decode_object
 from saga_core.plan import LAST, NOT_SIMPLE, Failure, Plan, StepPlan, child_id
 from saga_core.retry import NO_RETRY, PATIENT, RetryPolicy, delay_before
 from saga_core.states import ENDED_WELL, RESTING, Operation, SagaState, StepState
@@ -124,14 +124,16 @@ def advance(saga: Saga, event: StepSucceeded) -> Transition | None:
     if following == LAST:
         if running != 1 << position or saga.ready or saga.stuck or plan.parent is not None:
             return None
-        chunk[inner] = Progress(COMPLETED, event.attempt, 0, event.output, None, event.at, record.met)
+        chunk[inner] = Progress(COMPLETED, event.attempt, 0, plain(event.output), None, event.at, record.met)
         state, ended, running, tips = SAGA_COMPLETED, event.at, 0, saga.tips | 1 << position
         commands: tuple[Command, ...] = ()
     else:
         beyond, place = divmod(following, CHUNK)
         if chunks[beyond][place].skip:
             return None
-        chunk[inner] = Progress(COMPLETED, event.attempt, 0, event.output, None, event.at, record.met, 1)
+        chunk[inner] = Progress(
+            COMPLETED, event.attempt, 0, plain(event.output), None, event.at, record.met, 1
+        )
         if beyond == outer:
             chunk[place] = _FIRST
         else:
@@ -162,6 +164,14 @@ def advance(saga: Saga, event: StepSucceeded) -> Transition | None:
         ),
         commands,
     )
+
+
+def plain(output: Raw) -> Raw:
+    """Return an empty output as the default itself, which alone is left out when a record is written.
+
+    Else the same event would give other bytes when it comes from a store than when it comes from a handler.
+    """
+    return EMPTY if output == EMPTY else output
 
 
 def put(draft: Draft, position: int, record: Progress) -> None:
@@ -298,7 +308,12 @@ def fail_attempt(draft: Draft, position: int, error: Failure, *, unknown: bool) 
     record = draft.record(position)
     step = draft.plan.steps[position]
     record = replace(
-        record, error=error, executed_at=draft.at, until=None, deferred=False, unknown=record.unknown or unknown
+        record,
+        error=error,
+        executed_at=draft.at,
+        until=None,
+        deferred=False,
+        unknown=record.unknown or unknown,
     )
     if draft.state is SAGA_STARTED and step.child is None:
         forward_only = past_pivot(draft)
@@ -311,7 +326,13 @@ def fail_attempt(draft: Draft, position: int, error: Failure, *, unknown: bool) 
 
 
 def next_attempt(
-    draft: Draft, step: StepPlan, record: Progress, policy: RetryPolicy, operation: Operation, *, endless: bool
+    draft: Draft,
+    step: StepPlan,
+    record: Progress,
+    policy: RetryPolicy,
+    operation: Operation,
+    *,
+    endless: bool,
 ) -> float | None:
     """Return when the next attempt is due, or None when there is to be none."""
     error = record.error
@@ -339,7 +360,9 @@ def give_up(draft: Draft, position: int, record: Progress) -> None:
     bit = 1 << position
     draft.running &= ~bit
     attempt = record.attempt - 1 if record.waiting else record.attempt
-    record = replace(record, state=FAILED, attempt=attempt, waiting=False, deferred=False, until=None, expires=None)
+    record = replace(
+        record, state=FAILED, attempt=attempt, waiting=False, deferred=False, until=None, expires=None
+    )
     put(draft, position, record)
     if past_pivot(draft):
         draft.stuck |= bit
@@ -398,7 +421,9 @@ def undone(draft: Draft, position: int, record: Progress) -> None:
     put(
         draft,
         position,
-        replace(record, state=COMPENSATED, error=error, waiting=False, deferred=False, until=None, expires=None),
+        replace(
+            record, state=COMPENSATED, error=error, waiting=False, deferred=False, until=None, expires=None
+        ),
     )
     _fall(draft, position)
 

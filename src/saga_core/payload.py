@@ -5,6 +5,7 @@ survives every store and message bit for bit, and why carrying one costs nothing
 """
 
 import math
+import re
 from collections.abc import Iterable
 from typing import TypeVar, cast
 
@@ -16,6 +17,9 @@ from saga_core.errors import PayloadError
 T = TypeVar("T")
 
 EMPTY = Raw(b"{}")
+
+DEEPEST = 100
+"""How many objects and lists of a payload may lie within each other. Deeper ones could be written, but not read."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -34,7 +38,13 @@ def encode_payload(value: object, what: str) -> Raw:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise PayloadError(f"{what} cannot be written as JSON: {error}") from error
     if raw[:1] != b"{":
-        raise PayloadError(f"{what} must be a JSON object (a dict, Struct or dataclass), not {type(value).__name__}")
+        raise PayloadError(
+            f"{what} must be a JSON object (a dict, Struct or dataclass), not {type(value).__name__}"
+        )
+    if raw == b"{}":
+        return EMPTY
+    if raw.count(b"{") + raw.count(b"[") > DEEPEST and _depth(raw) > DEEPEST:
+        raise PayloadError(f"{what} is nested deeper than {DEEPEST} objects and lists")
     if nonfinite:
         raise PayloadError(f"{what} holds a number that JSON cannot (NaN or infinite)")
     return Raw(raw)
@@ -59,6 +69,18 @@ def decode_object(raw: Raw) -> dict[str, object]:
 
 def _nothing(raw: object) -> None:
     """Stand in for a Raw: it is JSON already, and holds no number that JSON cannot."""
+
+
+def _depth(raw: bytes) -> int:
+    """Count how deep JSON is nested, texts left out."""
+    depth = deepest = 0
+    for mark in re.findall(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', raw):
+        if mark in b"{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif mark in b"}]":
+            depth -= 1
+    return deepest
 
 
 def _has_nonfinite(value: object) -> bool:

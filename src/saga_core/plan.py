@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from msgspec import Raw, Struct, field
@@ -32,12 +33,13 @@ LONGEST_NAME = 128
 
 
 class Failure(Struct, frozen=True, gc=False, omit_defaults=True):
-    """Why a handler failed. The fields are those of `StepError`."""
+    """Why a handler failed. The fields are those of `StepError`; no details are an empty object."""
 
     code: str
     message: str
     retryable: bool = False
-    details: Raw | None = None
+    # Not `Raw | None`: msgspec reads that as null only.
+    details: Raw = EMPTY
 
 
 class ChildSaga(Struct, frozen=True):
@@ -94,11 +96,12 @@ class Step(Struct, Generic[InputT], frozen=True, kw_only=True):
 
 
 class ChildPlan(Struct, frozen=True, omit_defaults=True):
-    """The plan of a child saga that does not exist yet. Without a context it takes its parent's."""
+    """The plan of a child saga that does not exist yet; `inherits` its parent's context, or has its own."""
 
     name: str
     steps: "tuple[StepPlan, ...]"
-    context: Raw | None = None
+    inherits: bool = True
+    context: Raw = EMPTY
     options: Options = NO_OPTIONS
 
 
@@ -122,7 +125,9 @@ class StepPlan(Struct, frozen=True, gc=False, omit_defaults=True):
     @property
     def plain(self) -> bool:
         """Whether the step begins without a condition, a clock or a child."""
-        return self.when is None and self.timeout is None and self.total_timeout is None and self.child is None
+        return (
+            self.when is None and self.timeout is None and self.total_timeout is None and self.child is None
+        )
 
 
 class Parent(Struct, frozen=True, gc=False):
@@ -162,7 +167,9 @@ class Plan(Struct, frozen=True, dict=True, omit_defaults=True):
             return self.positions[name]
         except KeyError:
             known = ", ".join(step.name for step in self.steps[:20])
-            raise UnknownStepError(f"Saga {self.id} ({self.name}) has no step {name!r}; it has: {known}") from None
+            raise UnknownStepError(
+                f"Saga {self.id} ({self.name}) has no step {name!r}; it has: {known}"
+            ) from None
 
     @cached_property
     def graph(self) -> Graph:
@@ -215,21 +222,28 @@ def plan_saga(
     planned = _plan_steps(name, steps)
     where = f"Saga {name!r}"
     try:
-        ULID.from_str(id)
-    except (TypeError, ValueError) as error:
-        raise DefinitionError(f"{where}: the id {id!r} is not a ULID") from error
-    return Plan(id, name, planned, encode_payload(context, f"{where}: the context"), float(at), options, None, secret)
+        canonical = str(ULID.from_str(id)) == id
+    except (TypeError, ValueError):
+        canonical = False
+    if not canonical:
+        raise DefinitionError(f"{where}: the id {id!r} is not a ULID, in capitals")
+    if not isfinite(at):
+        raise DefinitionError(f"{where} cannot begin at {at}; give seconds since 1970")
+    return Plan(
+        id, name, planned, encode_payload(context, f"{where}: the context"), float(at), options, None, secret
+    )
 
 
 def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
     """Make the plan of the child saga that an attempt of a parent's step starts: the same every time it is asked for."""
+    child = step.child
     if child is None:
         raise DefinitionError(f"Saga {parent.id} ({parent.name}): step {step.name!r} starts no child saga")
     return Plan(
         child_id(parent.id, parent.positions[step.name], attempt),
         child.name,
         child.steps,
-        parent.context if child.context is None else child.context,
+        parent.context if child.inherits else child.context,
         at,
         child.options,
         Parent(parent.id, step.name, attempt),
@@ -296,7 +310,8 @@ def _plan_child(child: ChildSaga) -> ChildPlan:
     return ChildPlan(
         child.name,
         _plan_steps(child.name, child.steps),
-        None if child.context is None else encode_payload(child.context, f"Saga {child.name!r}: the context"),
+        child.context is None,
+        encode_payload(child.context, f"Saga {child.name!r}: the context"),
         child.options,
     )
 
@@ -331,14 +346,17 @@ def _graph(steps: Sequence[StepPlan], name: str) -> Graph:
         names = " and ".join(repr(steps[position].name) for position in pivots[:2])
         raise DefinitionError(f"{where} has two pivots, {names}; a saga has one point of no return")
     return build_graph(
-        [step.name for step in steps], [step.depends_on for step in steps], pivots[0] if pivots else None, where
+        [step.name for step in steps],
+        [step.depends_on for step in steps],
+        pivots[0] if pivots else None,
+        where,
     )
 
 
 def _usable(name: object) -> bool:
-    """Whether a name can be kept and sent: text that is not empty, that UTF-8 can hold, and not too long."""
+    """Whether a name can be kept and sent: text that is not empty, that UTF-8 and databases can hold, not too long."""
     try:
-        return isinstance(name, str) and 0 < len(name.encode()) <= LONGEST_NAME
+        return isinstance(name, str) and 0 < len(name.encode()) <= LONGEST_NAME and "\0" not in name
     except UnicodeEncodeError:
         return False
 

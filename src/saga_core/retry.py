@@ -52,7 +52,9 @@ PATIENT = RetryPolicy(max_attempts=1000)
 """What a compensation does unless told otherwise: three days of attempts, in the end every five minutes."""
 
 
-def delay_before(policy: RetryPolicy, used: int, saga_id: str, step: str, attempt: int, operation: Operation) -> float:
+def delay_before(
+    policy: RetryPolicy, used: int, saga_id: str, step: str, attempt: int, operation: Operation
+) -> float:
     """Return how many seconds to wait after `used` failed attempts; `attempt` is the number of the next one."""
     try:
         grown = policy.initial_delay * policy.multiplier ** (used - 1)

@@ -48,7 +48,11 @@ def redeem(saga: Saga, token: str) -> Callback:
         position, attempt = int(position_text), int(attempt_text)
     except ValueError:
         raise error from None
-    if saga_id != saga.id or not 0 <= position < len(saga.plan.steps) or operation not in ("execute", "compensate"):
+    if (
+        saga_id != saga.id
+        or not 0 <= position < len(saga.plan.steps)
+        or operation not in ("execute", "compensate")
+    ):
         raise error
     wanted = token_digest(saga.plan, position, cast("Operation", operation), attempt)
     if not compare_digest(wanted.encode(), digest.encode()):

@@ -31,7 +31,9 @@ def replay(origin: Saga, history: Sequence[Event], stored: Saga | None = None) -
     for place, event in enumerate(history):
         answer = transition(saga, event)
         if answer.ignored is not None:
-            return Replay(saga, place, f"{type(event).__name__} at {event.at} is ignored now: {answer.ignored}")
+            return Replay(
+                saga, place, f"{type(event).__name__} at {event.at} is ignored now: {answer.ignored}"
+            )
         saga = answer.saga
     if stored is not None and saga != stored:
         fields = [name for name in Saga.__struct_fields__ if getattr(saga, name) != getattr(stored, name)]

@@ -24,7 +24,8 @@ from saga_core.handlers import (
 )
 from saga_core.machine import awaits, child_saga, new_saga, outstanding, transition, wake_at
 from saga_core.model import Saga
-from saga_core.plan import NO_OPTIONS, Failure, Options, Step
+from saga_core.options import NO_OPTIONS, Options
+from saga_core.plan import Failure, Step
 
 SAGA_ID = "01J00000000000000000000000"
 LONGEST = 1_000_000
@@ -164,14 +165,18 @@ class _World:
         start: float,
     ) -> None:
         self.now = start
-        self.origin = new_saga(name, steps, context, id=SAGA_ID, at=start, options=options, secret="simulated")
+        self.origin = new_saga(
+            name, steps, context, id=SAGA_ID, at=start, options=options, secret="simulated"
+        )
         self.sagas = {self.origin.id: self.origin}
         self.history: list[Event] = []
         self.calls: list[Call] = []
         self.commands: deque[Command] = deque(outstanding(self.origin))
         self.callbacks: list[tuple[float, str, Execute | Compensate, object]] = []
         self.handlers = {
-            key: handler if isinstance(handler, Handler) else check_handler(handler, f"The handler of {key!r}")
+            key: handler
+            if isinstance(handler, Handler)
+            else check_handler(handler, f"The handler of {key!r}")
             for key, handler in (handlers or {}).items()
         }
         self.scripts = {
@@ -262,7 +267,9 @@ class _World:
 
     def _pass_time(self) -> bool:
         """Go to the next moment when something happens by itself; False if there is none."""
-        wakes = [(moment, saga_id) for saga_id, saga in self.sagas.items() if (moment := wake_at(saga)) is not None]
+        wakes = [
+            (moment, saga_id) for saga_id, saga in self.sagas.items() if (moment := wake_at(saga)) is not None
+        ]
         due = min(wakes, default=None)
         if self.callbacks:
             self.callbacks.sort(key=lambda callback: callback[0])
