@@ -13,6 +13,7 @@ from saga_core.compose import parallel, prefix, sequence
 from saga_core.conditions import Condition, when
 from saga_core.describe import completed_steps, explain, failed_steps, next_steps, progress
 from saga_core.diagram import machine_diagram, machine_table, saga_diagram
+from saga_core.draft import Transition
 from saga_core.errors import (
     CodecError,
     DefinitionError,
@@ -56,7 +57,6 @@ from saga_core.handlers import (
 from saga_core.history import consequences, fold
 from saga_core.machine import TABLE, awaits, child_saga, new_saga, outstanding, transition, wake_at
 from saga_core.model import Progress, Saga, rebuild
-from saga_core.moves import Transition
 from saga_core.options import Options
 from saga_core.payload import decode_payload, encode_payload
 from saga_core.plan import ChildSaga, Failure, Plan, Step, StepPlan

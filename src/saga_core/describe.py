@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable
 
+from saga_core.draft import positions
 from saga_core.machine import wake_at
 from saga_core.model import Progress, Saga
-from saga_core.moves import positions
 from saga_core.plan import Step
 from saga_core.states import ENDED_WELL, SagaState, StepState
 
@@ -41,7 +41,7 @@ def next_steps(saga: Saga) -> tuple[Step, ...]:
 
 
 def progress(saga: Saga) -> float:
-    """Return how far a saga has come, from 0 to 1: of all its steps on the way forward, of those to undo on the way back."""
+    """Return how far a saga has come, from 0 to 1: through its steps, or on the way back through those to undo."""
     states = [record.state for record in saga.records()]
     if saga.state is SagaState.STARTED or saga.state is SagaState.COMPLETED:
         return sum(state in ENDED_WELL for state in states) / len(states)

@@ -41,10 +41,12 @@ def machine_diagram() -> str:
                 if other is not state:
                     edges.setdefault((state, other), []).append(event.__name__)
     lines = ["stateDiagram-v2", f"    [*] --> {SagaState.STARTED}"]
-    for state in SagaState:
-        for other in SagaState:
-            if (state, other) in edges:
-                lines.append(f"    {state} --> {other}: {', '.join(edges[state, other])}")
+    lines += [
+        f"    {state} --> {other}: {', '.join(edges[state, other])}"
+        for state in SagaState
+        for other in SagaState
+        if (state, other) in edges
+    ]
     lines += [f"    {state} --> [*]" for state in SagaState if state in RESTING]
     return "\n".join(lines) + "\n"
 

@@ -28,6 +28,26 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from saga_core.commands import Command, Execute, Report, StartChild
+from saga_core.draft import (
+    COMPENSATING,
+    COMPLETED,
+    SAGA_COMPENSATED,
+    SAGA_COMPENSATING,
+    SAGA_COMPLETED,
+    SAGA_FAILED,
+    SAGA_STARTED,
+    STARTED,
+    Draft,
+    Transition,
+    close,
+    command_for,
+    due,
+    open_draft,
+    plain,
+    positions,
+    put,
+    report,
+)
 from saga_core.events import (
     CancelRequested,
     ChildRested,
@@ -50,46 +70,33 @@ from saga_core.events import (
 from saga_core.model import CHUNK, Progress, Saga, rebuild
 from saga_core.model import PENDING as BLANK
 from saga_core.moves import (
-    COMPENSATING,
-    COMPLETED,
-    PENDING,
-    SAGA_COMPENSATED,
-    SAGA_COMPENSATING,
-    SAGA_COMPLETED,
-    SAGA_FAILED,
-    SAGA_STARTED,
-    SKIPPED,
-    STARTED,
-    Draft,
-    Transition,
+    SAGA_TIMEOUT,
     advance,
-    again,
     begin_ready,
-    close,
-    command_for,
-    due,
+    deadline,
     end_well,
     fail_attempt,
     fail_compensation,
+    fire,
+    forward_again,
     give_up,
-    open_draft,
-    past_pivot,
-    plain,
-    positions,
-    put,
-    report,
-    send,
     settle,
+    skip,
+    too_early,
     turn_round,
     undone,
+)
+from saga_core.operations import (
+    compensation_requested,
+    resume_requested,
+    retry_requested,
+    skip_requested,
+    step_resolved,
+    suspend_requested,
 )
 from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import Failure, Plan, Step, plan_child, plan_saga
 from saga_core.states import SagaState
-
-TIMEOUT = "timeout"
-TOTAL_TIMEOUT = "total_timeout"
-SAGA_TIMEOUT = "saga_timeout"
 
 
 def new_saga(
@@ -158,7 +165,7 @@ def wake_at(saga: Saga) -> float | None:
     """Return the next moment when time alone changes something, in seconds since 1970, UTC; None if there is none."""
     if saga.at_rest:
         return None
-    moment = _deadline(open_draft(saga, saga.updated_at))
+    moment = deadline(open_draft(saga, saga.updated_at))
     if saga.suspended:
         for position in positions(saga.running | saga.undoing):
             record = saga.record(position)
@@ -188,7 +195,7 @@ def _begin(plan: Plan) -> Saga:
     whole, rest = divmod(len(plan.steps), CHUNK)
     blank = ((BLANK,) * CHUNK,) * whole + (((BLANK,) * rest,) if rest else ())
     draft = open_draft(rebuild(plan, SAGA_STARTED, 0, blank, plan.created_at, None, False), plan.created_at)
-    if not _too_early(draft):
+    if not too_early(draft):
         begin_ready(draft)
         settle(draft)
     return close(draft, 0).saga
@@ -202,7 +209,7 @@ def _step_succeeded(draft: Draft, event: StepSucceeded) -> str | None:
     record = draft.record(position)
     if record.state is not STARTED or record.attempt != event.attempt or record.waiting:
         return _not_awaited(event.step, event.attempt, record)
-    _forward_again(draft, position)
+    forward_again(draft, position)
     draft.running &= ~(1 << position)
     end_well(
         draft,
@@ -217,7 +224,7 @@ def _step_skipped(draft: Draft, event: StepSkipped) -> str | None:
     record = draft.record(position)
     if record.state is not STARTED or record.attempt != event.attempt or record.waiting:
         return _not_awaited(event.step, event.attempt, record)
-    _skip(draft, position, record)
+    skip(draft, position, record)
     return None
 
 
@@ -272,7 +279,7 @@ def _child_rested(draft: Draft, event: ChildRested) -> str | None:
     if draft.plan.steps[position].child is None or record.attempt != event.attempt:
         return f"step {event.step!r} did not start the saga {event.child} in attempt {event.attempt}"
     if record.state is STARTED and event.state is SAGA_COMPLETED:
-        _forward_again(draft, position)
+        forward_again(draft, position)
         draft.running &= ~(1 << position)
         end_well(draft, position, Progress(COMPLETED, event.attempt, 0, executed_at=event.at, met=record.met))
     elif record.state is STARTED and event.state is SAGA_COMPENSATED:
@@ -290,7 +297,7 @@ def _child_rested(draft: Draft, event: ChildRested) -> str | None:
 
 def _time_passed(draft: Draft, event: TimePassed) -> str | None:
     fired = False
-    if event.at >= _deadline(draft):
+    if event.at >= deadline(draft):
         fired = True
         error = Failure(SAGA_TIMEOUT, "the saga's time is over")
         turn_round(draft)
@@ -298,95 +305,19 @@ def _time_passed(draft: Draft, event: TimePassed) -> str | None:
             record = draft.record(position)
             give_up(draft, position, replace(record, error=error, executed_at=event.at, unknown=True))
     for position in due(draft):
-        fired |= _fire(draft, position)
-    if draft.ready and not draft.suspended and not _too_early(draft):
+        fired |= fire(draft, position)
+    if draft.ready and not draft.suspended and not too_early(draft):
         fired = True
         begin_ready(draft)
     return None if fired else f"nothing is due at {event.at}"
 
 
-def _compensation_requested(draft: Draft, event: CompensationRequested | CancelRequested) -> str | None:
-    if past_pivot(draft):
-        return "it is past its pivot, and goes forward only"
-    if draft.state is SAGA_FAILED:
-        draft.state = SAGA_COMPENSATING
-        _once_more(draft)
-    else:
-        turn_round(draft)
-    return None
-
-
-def _retry_requested(draft: Draft, event: RetryRequested) -> str | None:
-    if draft.state is SAGA_FAILED:
-        draft.state = SAGA_STARTED if past_pivot(draft) else SAGA_COMPENSATING
-        _once_more(draft)
-        return None
-    if draft.suspended:
-        return "it is suspended; resume it first"
-    waiting = [place for place in positions(draft.running | draft.undoing) if draft.record(place).waiting]
-    if not waiting:
-        return "nothing in it has failed, and nothing waits for another attempt"
-    for position in waiting:
-        send(draft, position, draft.record(position))
-    return None
-
-
-def _step_resolved(draft: Draft, event: StepResolved) -> str | None:
-    position = draft.plan.position(event.step)
-    record = draft.record(position)
-    bit = 1 << position
-    stuck = bool(draft.stuck & bit)
-    forward = record.state is STARTED or (stuck and past_pivot(draft))
-    if event.state == "completed" and forward:
-        _unstick(draft, bit)
-        _forward_again(draft, position)
-        attempt = record.attempt - 1 if record.waiting else record.attempt
-        end_well(
-            draft, position, Progress(COMPLETED, attempt, 0, plain(event.output), None, event.at, record.met)
-        )
-    elif event.state == "failed" and record.state is STARTED:
-        error = Failure("resolved", event.reason)
-        give_up(draft, position, replace(record, error=error, executed_at=event.at, unknown=False))
-    elif event.state == "compensated" and (record.state is COMPENSATING or (stuck and not forward)):
-        _unstick(draft, bit)
-        undone(draft, position, record)
-    else:
-        return f"step {event.step!r} is {record.state}, and cannot be resolved as {event.state}"
-    return None
-
-
-def _skip_requested(draft: Draft, event: SkipRequested) -> str | None:
-    position = draft.plan.position(event.step)
-    record = draft.record(position)
-    bit = 1 << position
-    if record.state is PENDING and draft.state is SAGA_STARTED and not record.skip:
-        put(draft, position, replace(record, skip=True))
-    elif (record.state is STARTED and record.waiting) or (draft.stuck & bit and past_pivot(draft)):
-        _unstick(draft, bit)
-        _skip(draft, position, record)
-    elif record.is_out or record.deferred:
-        return f"step {event.step!r} is running; resolve it, or wait for its end"
-    else:
-        return f"step {event.step!r} is {record.state}, and cannot be skipped"
-    return None
-
-
-def _suspend_requested(draft: Draft, event: SuspendRequested) -> str | None:
-    if draft.suspended:
-        return "it is suspended already"
-    draft.suspended = True
-    return None
-
-
-def _resume_requested(draft: Draft, event: ResumeRequested) -> str | None:
-    if not draft.suspended:
-        return "it is not suspended"
-    draft.suspended = False
-    for position in due(draft):
-        _fire(draft, position)
-    if not _too_early(draft):
-        begin_ready(draft)
-    return None
+def _not_awaited(step: str, attempt: int, record: Progress, operation: str = "execute") -> str:
+    current = record.attempt if operation == "execute" else record.compensation_attempt
+    return (
+        f"a result of attempt {attempt} to {operation} step {step!r} is not awaited: "
+        f"the step is {record.state}, its latest attempt is {current}"
+    )
 
 
 class Row(Struct, frozen=True):
@@ -421,16 +352,16 @@ TABLE: dict[type[Event], Row] = {
         _time_passed, {_ON: (_ON, _BACK, _GONE, _OVER, _HALF), _BACK: (_BACK, _GONE, _HALF)}, _AT_REST
     ),
     CompensationRequested: Row(
-        _compensation_requested,
+        compensation_requested,
         {_ON: (_BACK, _GONE), _OVER: (_BACK, _GONE), _HALF: (_BACK,)},
         "it is being undone, or is undone, already",
     ),
-    CancelRequested: Row(_compensation_requested, {_ON: (_BACK, _GONE)}, "it cannot be cancelled any more"),
+    CancelRequested: Row(compensation_requested, {_ON: (_BACK, _GONE)}, "it cannot be cancelled any more"),
     RetryRequested: Row(
-        _retry_requested, {_ON: (_ON,), _BACK: (_BACK,), _HALF: (_ON, _BACK)}, "nothing failed for good"
+        retry_requested, {_ON: (_ON,), _BACK: (_BACK,), _HALF: (_ON, _BACK)}, "nothing failed for good"
     ),
     StepResolved: Row(
-        _step_resolved,
+        step_resolved,
         {
             _ON: (_ON, _OVER, _BACK, _GONE, _HALF),
             _BACK: (_BACK, _GONE, _HALF, _ON, _OVER),
@@ -439,97 +370,13 @@ TABLE: dict[type[Event], Row] = {
         "there is nothing to resolve",
     ),
     SkipRequested: Row(
-        _skip_requested, {_ON: (_ON, _OVER, _HALF), _HALF: (_ON, _OVER, _HALF)}, "there is nothing to skip"
+        skip_requested, {_ON: (_ON, _OVER, _HALF), _HALF: (_ON, _OVER, _HALF)}, "there is nothing to skip"
     ),
-    SuspendRequested: Row(_suspend_requested, {_ON: (_ON,), _BACK: (_BACK,)}, "nothing new starts anyhow"),
+    SuspendRequested: Row(suspend_requested, {_ON: (_ON,), _BACK: (_BACK,)}, "nothing new starts anyhow"),
     ResumeRequested: Row(
-        _resume_requested,
+        resume_requested,
         {_ON: (_ON, _OVER, _BACK, _GONE), _BACK: (_BACK, _GONE, _HALF)},
         "it is not suspended",
     ),
 }
 """The machine. An event type that is missing here is a bug, and raises KeyError."""
-
-
-def _not_awaited(step: str, attempt: int, record: Progress, operation: str = "execute") -> str:
-    current = record.attempt if operation == "execute" else record.compensation_attempt
-    return (
-        f"a result of attempt {attempt} to {operation} step {step!r} is not awaited: "
-        f"the step is {record.state}, its latest attempt is {current}"
-    )
-
-
-def _forward_again(draft: Draft, position: int) -> None:
-    """Go on forward when the pivot ends well although somebody asked to turn round while it was out: too late."""
-    if position == draft.plan.pivot and draft.state is SAGA_COMPENSATING:
-        draft.state = SAGA_STARTED
-
-
-def _skip(draft: Draft, position: int, record: Progress) -> None:
-    _forward_again(draft, position)
-    draft.running &= ~(1 << position)
-    attempt = record.attempt - 1 if record.waiting else record.attempt
-    end_well(draft, position, Progress(SKIPPED, attempt, executed_at=draft.at, met=record.met))
-
-
-def _unstick(draft: Draft, bit: int) -> None:
-    """Take a step out of a person's hands; a saga that rested in `failed` goes on."""
-    draft.stuck &= ~bit
-    draft.running &= ~bit
-    if draft.state is SAGA_FAILED:
-        draft.state = SAGA_STARTED if past_pivot(draft) else SAGA_COMPENSATING
-
-
-def _once_more(draft: Draft) -> None:
-    """Try everything again that had failed for good, with its attempts forgiven."""
-    forward = draft.state is SAGA_STARTED
-    for position in positions(draft.stuck):
-        record = draft.record(position)
-        if forward:
-            draft.running |= 1 << position
-            total = draft.plan.steps[position].total_timeout
-            send(
-                draft,
-                position,
-                replace(
-                    record,
-                    state=STARTED,
-                    attempt=record.attempt + 1,
-                    forgiven=record.attempt,
-                    expires=None if total is None else draft.at + total,
-                ),
-            )
-        else:
-            draft.undoing |= 1 << position
-            again(draft, position, replace(record, forgiven=record.compensation_attempt))
-    draft.stuck = 0
-
-
-def _fire(draft: Draft, position: int) -> bool:
-    """Do what is due for a step; False if that has to wait until the saga is resumed."""
-    record = draft.record(position)
-    if record.until is None or record.until > draft.at:
-        return False
-    if record.state is STARTED and record.expires is not None and record.expires <= draft.at:
-        error = Failure(TOTAL_TIMEOUT, "the step's time is over, all attempts together")
-        fail_attempt(draft, position, error, unknown=not record.waiting)
-    elif record.waiting:
-        if draft.suspended:
-            return False
-        send(draft, position, record)
-    elif record.state is STARTED:
-        fail_attempt(draft, position, Failure(TIMEOUT, "no result in time", retryable=True), unknown=True)
-    else:
-        fail_compensation(draft, position, Failure(TIMEOUT, "no result in time", retryable=True))
-    return True
-
-
-def _deadline(draft: Draft) -> float:
-    """Return when the saga times out: up to its pivot, and until what is out at the turn has ended."""
-    forward = draft.state is SAGA_STARTED or draft.running
-    return draft.plan.deadline if forward and not past_pivot(draft) else inf
-
-
-def _too_early(draft: Draft) -> bool:
-    start_at = draft.plan.options.start_at
-    return start_at is not None and draft.at < start_at

@@ -239,9 +239,12 @@ def rebuild(
             stuck |= bit
         elif (of in ENDED_WELL or (of is StepState.FAILED and record.unknown)) and record.standing == 0:
             tips |= bit
-        elif of is StepState.PENDING and state is SagaState.STARTED:
-            if all(saga.record(other).state in ENDED_WELL for other in dependencies[position]):
-                ready |= bit
+        elif (
+            of is StepState.PENDING
+            and state is SagaState.STARTED
+            and all(saga.record(other).state in ENDED_WELL for other in dependencies[position])
+        ):
+            ready |= bit
     wakes = tuple(earliest(chunk) for chunk in progress)
     return Saga(
         plan,

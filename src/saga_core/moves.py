@@ -1,8 +1,5 @@
 """The moves that the machine's rules are made of: begin a step, end it well, give it up, undo it, come to rest.
 
-A `Draft` is a saga while one event is being worked out: the only mutable thing in the core. It lives inside one call
-of `transition`, and nobody else ever sees it. The moves change it and note commands; `close` makes a saga of it.
-
 Two things are worth knowing when reading them. A step's `standing` counts the steps that depend on it and have begun:
 it can be undone when that is 0, and its bit is then in `tips`. So the way back is known at every moment, and nothing
 has to be searched for when a saga fails. And no move recurses: a thousand skipped steps are a loop.
@@ -10,98 +7,42 @@ has to be searched for when a saga fails. And no move recurses: a thousand skipp
 
 from math import inf
 
-from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
+from saga_core.commands import Command, Execute
 from saga_core.conditions import holds
+from saga_core.draft import (
+    COMPENSATED,
+    COMPENSATING,
+    COMPLETED,
+    FAILED,
+    SAGA_COMPENSATED,
+    SAGA_COMPENSATING,
+    SAGA_COMPLETED,
+    SAGA_FAILED,
+    SAGA_STARTED,
+    SKIPPED,
+    STARTED,
+    Draft,
+    Transition,
+    command_for,
+    past_pivot,
+    plain,
+    positions,
+    put,
+)
 from saga_core.events import StepSucceeded
-from saga_core.model import CHUNK, Chunks, Progress, Saga, earliest
-from saga_core.payload import EMPTY, decode_object
-from saga_core.plan import LAST, NOT_SIMPLE, Failure, Plan, StepPlan, child_id
+from saga_core.model import CHUNK, Progress, Saga
+from saga_core.payload import decode_object
+from saga_core.plan import LAST, NOT_SIMPLE, Failure, StepPlan
 from saga_core.retry import NO_RETRY, PATIENT, RetryPolicy, delay_before
-from saga_core.states import ENDED_WELL, RESTING, Operation, SagaState, StepState
+from saga_core.states import Operation
 
-PENDING, STARTED, COMPLETED = StepState.PENDING, StepState.STARTED, StepState.COMPLETED
-FAILED, SKIPPED = StepState.FAILED, StepState.SKIPPED
-COMPENSATING, COMPENSATED = StepState.COMPENSATING, StepState.COMPENSATED
-SAGA_STARTED, SAGA_COMPLETED, SAGA_FAILED = SagaState.STARTED, SagaState.COMPLETED, SagaState.FAILED
-SAGA_COMPENSATING, SAGA_COMPENSATED = SagaState.COMPENSATING, SagaState.COMPENSATED
+TIMEOUT = "timeout"
+TOTAL_TIMEOUT = "total_timeout"
+SAGA_TIMEOUT = "saga_timeout"
 
 _FIRST = Progress(STARTED, 1)
-
-
-class Draft(Struct, gc=False):
-    """A saga in the making. The fields are those of `Saga`."""
-
-    plan: Plan
-    state: SagaState
-    progress: Chunks
-    suspended: bool
-    running: int
-    undoing: int
-    ready: int
-    tips: int
-    stuck: int
-    wakes: tuple[float, ...]
-    at: float
-    commands: list[Command]
-
-    def record(self, position: int) -> Progress:
-        """Return what has become of a step."""
-        return self.progress[position // CHUNK][position % CHUNK]
-
-
-class Transition(Struct, frozen=True, gc=False):
-    """The answer to an event: the saga after it, what to do next, and why if the event was ignored."""
-
-    saga: Saga
-    commands: tuple[Command, ...] = ()
-    ignored: str | None = None
-
-
-def open_draft(saga: Saga, at: float) -> Draft:
-    """Begin to work out what an event does to a saga."""
-    return Draft(
-        saga.plan,
-        saga.state,
-        saga.progress,
-        saga.suspended,
-        saga.running,
-        saga.undoing,
-        saga.ready,
-        saga.tips,
-        saga.stuck,
-        saga.wakes,
-        at,
-        [],
-    )
-
-
-def close(draft: Draft, revision: int) -> Transition:
-    """Make a saga of a draft."""
-    plan, state, at = draft.plan, draft.state, draft.at
-    resting = state in RESTING
-    if resting and plan.parent is not None:
-        draft.commands.append(report(plan, state))
-    return Transition(
-        Saga(
-            plan,
-            state,
-            revision,
-            draft.progress,
-            at,
-            at if resting else None,
-            draft.suspended and not resting,
-            draft.running,
-            draft.undoing,
-            draft.ready,
-            draft.tips,
-            draft.stuck,
-            draft.wakes,
-        ),
-        tuple(draft.commands),
-    )
 
 
 def advance(saga: Saga, event: StepSucceeded) -> Transition | None:
@@ -164,63 +105,6 @@ def advance(saga: Saga, event: StepSucceeded) -> Transition | None:
         ),
         commands,
     )
-
-
-def plain(output: Raw) -> Raw:
-    """Return an empty output as the default itself, which alone is left out when a record is written.
-
-    Else the same event would give other bytes when it comes from a store than when it comes from a handler.
-    """
-    return EMPTY if output == EMPTY else output
-
-
-def put(draft: Draft, position: int, record: Progress) -> None:
-    """Replace what has become of a step."""
-    chunks = draft.progress
-    outer, inner = divmod(position, CHUNK)
-    chunk = list(chunks[outer])
-    timed = record.until is not None or chunk[inner].until is not None
-    chunk[inner] = record
-    fresh = tuple(chunk)
-    draft.progress = (fresh,) if len(chunks) == 1 else (*chunks[:outer], fresh, *chunks[outer + 1 :])
-    if timed:
-        draft.wakes = (*draft.wakes[:outer], earliest(fresh), *draft.wakes[outer + 1 :])
-
-
-def positions(mask: int) -> list[int]:
-    """Return the positions in a mask, in order."""
-    found: list[int] = []
-    while mask:
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
-    return found
-
-
-def command_for(plan: Plan, position: int, record: Progress) -> Command:
-    """Return the command of a step that is out."""
-    step = plan.steps[position]
-    if record.state is STARTED:
-        if step.child is None:
-            return Execute(plan.id, step.name, step.action, record.attempt, record.until)
-        return StartChild(plan.id, step.name, record.attempt, child_id(plan.id, position, record.attempt))
-    attempt = record.compensation_attempt
-    if step.child is None:
-        return Compensate(plan.id, step.name, step.compensation or "", attempt, record.until)
-    return CompensateChild(plan.id, step.name, attempt, child_id(plan.id, position, record.attempt))
-
-
-def report(plan: Plan, state: SagaState) -> Report:
-    """Return the command that tells a saga's parent how it came to rest."""
-    parent = plan.parent
-    assert parent is not None
-    return Report(parent.saga, parent.step, parent.attempt, plan.id, state)
-
-
-def past_pivot(draft: Draft) -> bool:
-    """Whether the saga goes forward only."""
-    pivot = draft.plan.pivot
-    return pivot is not None and draft.record(pivot).state in ENDED_WELL
 
 
 # Forward
@@ -374,6 +258,20 @@ def give_up(draft: Draft, position: int, record: Progress) -> None:
     turn_round(draft)
 
 
+def forward_again(draft: Draft, position: int) -> None:
+    """Go on forward when the pivot ends well although somebody asked to turn round while it was out: too late."""
+    if position == draft.plan.pivot and draft.state is SAGA_COMPENSATING:
+        draft.state = SAGA_STARTED
+
+
+def skip(draft: Draft, position: int, record: Progress) -> None:
+    """Note that a step is left out, and begin what waited for it."""
+    forward_again(draft, position)
+    draft.running &= ~(1 << position)
+    attempt = record.attempt - 1 if record.waiting else record.attempt
+    end_well(draft, position, Progress(SKIPPED, attempt, executed_at=draft.at, met=record.met))
+
+
 # Backward
 
 
@@ -467,14 +365,35 @@ def _stand_on(record: Progress, change: int) -> Progress:
     return replace(record, standing=record.standing + change)
 
 
-def due(draft: Draft) -> list[int]:
-    """Return the positions of the steps whose `until` has come."""
-    if min(draft.wakes, default=inf) > draft.at:
-        return []
-    return [
-        outer * CHUNK + inner
-        for outer, wake in enumerate(draft.wakes)
-        if wake <= draft.at
-        for inner, record in enumerate(draft.progress[outer])
-        if record.until is not None and record.until <= draft.at
-    ]
+# Time
+
+
+def fire(draft: Draft, position: int) -> bool:
+    """Do what is due for a step; False if that has to wait until the saga is resumed."""
+    record = draft.record(position)
+    if record.until is None or record.until > draft.at:
+        return False
+    if record.state is STARTED and record.expires is not None and record.expires <= draft.at:
+        error = Failure(TOTAL_TIMEOUT, "the step's time is over, all attempts together")
+        fail_attempt(draft, position, error, unknown=not record.waiting)
+    elif record.waiting:
+        if draft.suspended:
+            return False
+        send(draft, position, record)
+    elif record.state is STARTED:
+        fail_attempt(draft, position, Failure(TIMEOUT, "no result in time", retryable=True), unknown=True)
+    else:
+        fail_compensation(draft, position, Failure(TIMEOUT, "no result in time", retryable=True))
+    return True
+
+
+def deadline(draft: Draft) -> float:
+    """Return when the saga times out: up to its pivot, and until what is out at the turn has ended."""
+    forward = draft.state is SAGA_STARTED or draft.running
+    return draft.plan.deadline if forward and not past_pivot(draft) else inf
+
+
+def too_early(draft: Draft) -> bool:
+    """Whether the saga's delayed start has not come yet."""
+    start_at = draft.plan.options.start_at
+    return start_at is not None and draft.at < start_at

@@ -235,7 +235,7 @@ def plan_saga(
 
 
 def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
-    """Make the plan of the child saga that an attempt of a parent's step starts: the same every time it is asked for."""
+    """Make the plan of the child saga that an attempt of a parent's step starts: the same every time."""
     child = step.child
     if child is None:
         raise DefinitionError(f"Saga {parent.id} ({parent.name}): step {step.name!r} starts no child saga")
@@ -329,7 +329,7 @@ def _check_step(where: str, place: int, step: "Step[Any]") -> None:
         )
     if step.child is not None and (step.action or step.compensation or step.retry):
         raise DefinitionError(
-            f"{where} starts a child saga: it can have no action, compensation or retry policy, for the child has its own"
+            f"{where} starts a child saga, so it has no action, compensation or retry policy: the child has its own"
         )
     check_seconds(
         where,

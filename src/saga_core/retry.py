@@ -34,7 +34,7 @@ class RetryPolicy(Struct, frozen=True, gc=False, omit_defaults=True):
                 raise DefinitionError(f"{name} must be a number of seconds, not {getattr(self, name)}")
         if self.initial_delay > self.max_delay:
             raise DefinitionError(
-                f"initial_delay, {self.initial_delay}, must not be above max_delay, {self.max_delay}; raise max_delay too"
+                f"initial_delay, {self.initial_delay}, must not be above max_delay, {self.max_delay}; raise that too"
             )
         if not 1 <= self.multiplier < float("inf"):
             raise DefinitionError(f"multiplier must be at least 1, not {self.multiplier}")

@@ -1,11 +1,11 @@
-"""A pytest plugin, found by itself: the fixtures `simulate_saga`, `simulate_saga_async`, `explore_saga`, `replay_saga`."""
+"""A pytest plugin, found by itself: `simulate_saga`, `simulate_saga_async`, `explore_saga` and `replay_saga`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from saga_core.testing.explore import explore
+
 from saga_core.testing.replay import replay
 from saga_core.testing.simulate import simulate, simulate_async
 

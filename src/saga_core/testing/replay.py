@@ -10,7 +10,7 @@ from saga_core.model import Saga
 
 
 class Replay(Struct, frozen=True):
-    """The outcome of a replay. `different` is the place in the history of the first event that is answered otherwise."""
+    """The outcome of a replay. `different` is the place of the first event that is answered otherwise."""
 
     saga: Saga
     different: int | None
