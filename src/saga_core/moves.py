@@ -269,7 +269,8 @@ def skip(draft: Draft, position: int, record: Progress) -> None:
     forward_again(draft, position)
     draft.running &= ~(1 << position)
     attempt = record.attempt - 1 if record.waiting else record.attempt
-    end_well(draft, position, Progress(SKIPPED, attempt, executed_at=draft.at, met=record.met))
+    skipped = Progress(SKIPPED, attempt, executed_at=draft.at, met=record.met, unknown=record.unknown)
+    end_well(draft, position, skipped)
 
 
 # Backward
@@ -296,7 +297,8 @@ def undo(draft: Draft) -> None:
         position = draft.tips.bit_length() - 1
         draft.tips ^= 1 << position
         record, step = draft.record(position), draft.plan.steps[position]
-        if record.state is SKIPPED or (step.compensation is None and step.child is None):
+        harmless = record.state is SKIPPED and not record.unknown
+        if harmless or (step.compensation is None and step.child is None):
             put(draft, position, replace(record, standing=-1))
             _fall(draft, position)
         else:
