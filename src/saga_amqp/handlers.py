@@ -7,9 +7,11 @@ T, the step's input is read into T and validated before the handler runs.
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 
 import msgspec
+import msgspec.inspect
 
 from saga_amqp.errors import HandlerError
 from saga_core import Failure, PayloadError, Saga, Step, StepError, encode_payload
@@ -38,13 +40,13 @@ class Action(Generic[InputT]):
         self.name = name
         self.compensation_name: str | None = None
         self._registry = registry
-        self._function = function
+        self.__wrapped__ = function
         self.__name__: str = getattr(function, "__name__", name)
         self.__doc__ = function.__doc__
 
     async def __call__(self, saga: Saga, step: Step[InputT]) -> object:
         """Run the action itself, as a unit test would."""
-        return await self._function(saga, step)
+        return await self.__wrapped__(saga, step)
 
     def compensation(self, name: str) -> Callable[[HandlerT], HandlerT]:
         """Register the function below as what undoes this action.
@@ -63,7 +65,9 @@ class Action(Generic[InputT]):
 
     def step(self, input: InputT | None = None, *, name: str | None = None) -> Step[InputT]:
         """Make a step that runs this action; its name is the function's unless given."""
-        step: Step[InputT] = Step(name=name or self.__name__, action=self.name, compensation=self.compensation_name)
+        step: Step[InputT] = Step(
+            name=name or self.__name__, action=self.name, compensation=self.compensation_name
+        )
         return step if input is None else msgspec.structs.replace(step, input=input)
 
 
@@ -74,7 +78,9 @@ class Registry:
         self.actions: dict[str, Handler] = {}
         self.compensations: dict[str, Handler] = {}
 
-    def action(self, name: str) -> Callable[[Callable[[Saga, Step[InputT]], Awaitable[object]]], Action[InputT]]:
+    def action(
+        self, name: str
+    ) -> Callable[[Callable[[Saga, Step[InputT]], Awaitable[object]]], Action[InputT]]:
         """Register the function below as the action `name`.
 
         Raises: HandlerError.
@@ -106,7 +112,13 @@ def collect(
 
 
 def failure_of(error: Exception) -> Failure:
-    """Return what a handler raised as data: a StepError as it says, anything else as worth another attempt."""
+    """Return what a handler raised as data: a StepError as it says, anything else as worth another attempt.
+
+    A group of one, as a handler's own task group makes, is what it holds.
+    """
+    leaves = list(_leaves(error))
+    if len(leaves) == 1 and isinstance(leaves[0], Exception):
+        error = leaves[0]
     if isinstance(error, StepError):
         try:
             details = encode_payload(error.details, "The details of the error")
@@ -115,9 +127,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(_text(error.code), _text(error.message), error.retryable, details)
     if isinstance(error, PayloadError):
         return Failure("invalid_payload", _text(error))
-    leaves = list(_leaves(error))
     message = _text(error)
-    if leaves != [error]:
+    if len(leaves) > 1:
         message = "; ".join(f"{type(leaf).__name__}: {_text(leaf)}" for leaf in leaves)
     return Failure(type(error).__name__, _text(message), retryable=True)
 
@@ -141,7 +152,9 @@ def _check(function: Any, what: str) -> Handler:
     except TypeError as error:
         raise HandlerError(f"{what} must take (saga, step), but takes {signature}: {error}") from None
     arguments = [
-        name for name in bound.arguments if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL
+        name
+        for name in bound.arguments
+        if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL
     ]
     annotation = signature.parameters[arguments[1]].annotation if len(arguments) > 1 else None
     return Handler(cast("StepHandler", function), _input_type(function, annotation, what))
@@ -150,28 +163,42 @@ def _check(function: Any, what: str) -> Handler:
 def _input_type(function: Any, annotation: object, what: str) -> type | None:
     """Find T where a handler's second argument is annotated `Step[T]`."""
     if isinstance(annotation, str):
-        if "[" not in annotation:
-            return None
-        target = inspect.unwrap(function)
-        module = sys.modules.get(getattr(target, "__module__", ""), None)
-        names = {**vars(module), **getattr(target, "__globals__", {})} if module else {}
-        try:
-            annotation = eval(annotation, names)  # the user's own source, as typing.get_type_hints does
-        except Exception as error:
-            raise HandlerError(
-                f"{what} annotates its step as {annotation!r}, which cannot be read at run time ({error}); "
-                f"import the names where the module can see them"
-            ) from None
+        annotation = _evaluate(annotation, function, what)
     if get_origin(annotation) is not Step:
         return None
     (wanted,) = get_args(annotation)
     if isinstance(wanted, TypeVar) or wanted is Any or wanted is object:
         return None
     try:
+        unknown = isinstance(msgspec.inspect.type_info(wanted), msgspec.inspect.CustomType)
         msgspec.json.Decoder(wanted)
     except TypeError as error:
-        raise HandlerError(f"{what} wants its input as {wanted!r}, which cannot be read from JSON: {error}") from None
+        raise HandlerError(
+            f"{what} wants its input as {wanted!r}, which cannot be read from JSON: {error}"
+        ) from None
+    if unknown:
+        raise HandlerError(
+            f"{what} wants its input as {wanted!r}, which cannot be read from JSON; use a Struct or a dataclass"
+        )
     return wanted  # type: ignore[no-any-return]
+
+
+def _evaluate(annotation: str, function: Any, what: str) -> object:
+    """Read an annotation that is kept as text, as `from __future__ import annotations` does."""
+    target = inspect.unwrap(function)
+    while isinstance(target, partial):
+        target = inspect.unwrap(target.func)
+    module = sys.modules.get(getattr(target, "__module__", ""), None)
+    names = {**vars(module), **getattr(target, "__globals__", {})} if module else {}
+    try:
+        return eval(annotation, names)  # the user's own source, as typing.get_type_hints does
+    except Exception as error:
+        if "[" not in annotation:  # a plain `Step` that only type checkers import: it says no type
+            return None
+        raise HandlerError(
+            f"{what} annotates its step as {annotation!r}, which cannot be read at run time ({error}); "
+            f"import the names where the module can see them"
+        ) from None
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
