@@ -20,7 +20,9 @@ class MemoryStore:
     async def create(self, saga: Saga) -> None:
         """Keep a new saga. Raises: SagaExistsError."""
         if saga.id in self._rows:
-            raise SagaExistsError(f"Saga {saga.id} is in the store already; every start needs an id of its own")
+            raise SagaExistsError(
+                f"Saga {saga.id} is in the store already; every start needs an id of its own"
+            )
         self._rows[saga.id] = _Row(saga)
 
     async def load(self, saga_id: str) -> Saga:

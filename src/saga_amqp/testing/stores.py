@@ -65,7 +65,9 @@ async def payloads_come_back_bit_for_bit(store: Store) -> None:
     await store.create(saga)
     saga = await _apply(store, saga, StepSucceeded("reserve", 1, Raw(b'{ "spaced" : 1.50e1 }'), AT + 0.1))
     details = Raw(b'{"a":{"b":[1,2.0]}}')
-    saga = await _apply(store, saga, StepFailed("charge", 1, Failure("no", "n\u00f6", True, details), AT + 1 / 3))
+    saga = await _apply(
+        store, saga, StepFailed("charge", 1, Failure("no", "n\u00f6", True, details), AT + 1 / 3)
+    )
     _same(await store.load(saga.id), saga)
     origin, events = await store.history(saga.id)
     _same(fold(origin, events), saga)
@@ -74,7 +76,9 @@ async def payloads_come_back_bit_for_bit(store: Store) -> None:
 async def many_steps_come_back(store: Store) -> None:
     """A saga of some hundred steps is kept like one of three."""
     names = [f"step-{number}" for number in range(100)]
-    saga = new_saga("long", [Step(name=name, action="a", input={"of": name}) for name in names], id=str(ULID()), at=AT)
+    saga = new_saga(
+        "long", [Step(name=name, action="a", input={"of": name}) for name in names], id=str(ULID()), at=AT
+    )
     await store.create(saga)
     for number, name in enumerate(names, 1):
         saga = await _apply(store, saga, StepSucceeded(name, 1, Raw(b'{"n":%d}' % number), AT + number))
@@ -425,7 +429,9 @@ def _order(
     *, id: str | None = None, at: float = AT, input: dict[str, object] | None = None, context: object = None
 ) -> Saga:
     steps: list[Step[dict[str, object]]] = [
-        Step(name="reserve", action="goods.reserve", compensation="goods.release", input=input or {"units": 2}),
+        Step(
+            name="reserve", action="goods.reserve", compensation="goods.release", input=input or {"units": 2}
+        ),
         Step(name="charge", action="card.charge", compensation="card.refund"),
         Step(name="ship", action="parcel.ship"),
     ]
