@@ -9,6 +9,9 @@ from saga_amqp.handlers import CompensationHandler, Handler, Registry, StepHandl
 from saga_amqp.observer import Observer
 from saga_core import Command, DefinitionError, Execute, Plan, encode_command
 
+# AMQP allows 255 bytes; a message's id holds, beside the step's name, the saga, the operation and the attempt.
+LONGEST_NAME = 200
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -27,7 +30,9 @@ class Config:
     compensate_queue: str = "saga.compensate"
     dead_letter_queue: str = "saga.dead-letter"
     step_handlers: Mapping[str, StepHandler] = field(default_factory=dict[str, StepHandler])
-    compensation_handlers: Mapping[str, CompensationHandler] = field(default_factory=dict[str, CompensationHandler])
+    compensation_handlers: Mapping[str, CompensationHandler] = field(
+        default_factory=dict[str, CompensationHandler]
+    )
     registries: tuple[Registry, ...] = ()
     concurrency: int = 100
     prefetch: int | None = None
@@ -45,7 +50,9 @@ class Config:
             if not 0 < len(name.encode()) <= 255:
                 raise ValueError(f"The name {name!r} of an exchange or queue must have 1 to 255 bytes")
         if len(set(names[1:])) < 3:
-            raise ValueError(f"Steps, compensations and dead letters need queues of their own, not {names[1:]}")
+            raise ValueError(
+                f"Steps, compensations and dead letters need queues of their own, not {names[1:]}"
+            )
         if self.concurrency < 1 or not 1 <= self.messages_ahead <= 65_535:
             raise ValueError("concurrency must be at least 1, and prefetch from 1 to 65535")
         if self.grace_period < 0:
@@ -96,15 +103,26 @@ class Config:
         return (self.actions if type(command) is Execute else self.compensations).get(command.action)
 
     def check(self, plan: Plan) -> None:
-        """Check that every action and compensation that a saga names has a handler.
+        """Check that every action and compensation that a saga names has a handler, and can be named in a message.
 
         Raises: DefinitionError.
         """
         for step in plan.steps:
+            for what, name in (
+                ("name", step.name),
+                ("action", step.action),
+                ("compensation", step.compensation),
+            ):
+                if name is not None and len(name.encode()) > LONGEST_NAME:
+                    raise DefinitionError(
+                        f"Saga {plan.name!r}: the {what} of step {step.name[:40]!r} is longer than {LONGEST_NAME} bytes"
+                    )
             if step.action not in self.actions:
                 raise DefinitionError(_missing(plan, step.name, "action", step.action, self.actions))
             if step.compensation is not None and step.compensation not in self.compensations:
-                raise DefinitionError(_missing(plan, step.name, "compensation", step.compensation, self.compensations))
+                raise DefinitionError(
+                    _missing(plan, step.name, "compensation", step.compensation, self.compensations)
+                )
 
 
 def _missing(plan: Plan, step: str, kind: str, name: str, known: Mapping[str, Handler]) -> str:

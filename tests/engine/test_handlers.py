@@ -193,7 +193,7 @@ class _SyncObject:
         (_three, "missing a required argument: 'more'"),
         (_keyword, "missing a required"),
         (_plain_class, "_Plain'>, which cannot be read from JSON; use a Struct or a dataclass"),
-        (_ambiguous, "which cannot be read from JSON: Type unions"),
+        (_ambiguous, "which cannot be read from JSON"),
         (postponed.unreadable, "annotates its step as 'Step[Unseen]', which cannot be read at run time"),
     ],
     ids=str,
