@@ -9,6 +9,9 @@ from saga_amqp.handlers import CompensationHandler, Handler, Registry, StepHandl
 from saga_amqp.observer import Observer
 from saga_core import Command, DefinitionError, Execute, Plan, encode_command
 
+# AMQP allows 255 bytes; a message's id holds, beside the step's name, the saga, the operation and the attempt.
+LONGEST_NAME = 200
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -100,11 +103,20 @@ class Config:
         return (self.actions if type(command) is Execute else self.compensations).get(command.action)
 
     def check(self, plan: Plan) -> None:
-        """Check that every action and compensation that a saga names has a handler.
+        """Check that every action and compensation that a saga names has a handler, and can be named in a message.
 
         Raises: DefinitionError.
         """
         for step in plan.steps:
+            for what, name in (
+                ("name", step.name),
+                ("action", step.action),
+                ("compensation", step.compensation),
+            ):
+                if name is not None and len(name.encode()) > LONGEST_NAME:
+                    raise DefinitionError(
+                        f"Saga {plan.name!r}: the {what} of step {step.name[:40]!r} is longer than {LONGEST_NAME} bytes"
+                    )
             if step.action not in self.actions:
                 raise DefinitionError(_missing(plan, step.name, "action", step.action, self.actions))
             if step.compensation is not None and step.compensation not in self.compensations:

@@ -3,6 +3,8 @@
 Three services take part: orders, inventory, payment. Each action stands beside the compensation that undoes it.
 """
 
+from typing import Any
+
 from msgspec import Struct
 
 from saga_amqp.handlers import Registry
@@ -60,7 +62,7 @@ async def refund_payment(saga: Saga, step: Step) -> None:
     """Give the money back, if it was taken."""
 
 
-def order_steps(card: str) -> list[Step[object]]:
+def order_steps(card: str) -> list[Step[Any]]:
     """Return the steps of an order that is paid with this card."""
     return [
         create_order.step(Items("prod-123", 2)),

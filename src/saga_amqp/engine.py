@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from typing import cast
 
 import anyio
@@ -77,6 +78,7 @@ class Engine:
         self._config = config
         self._clock = clock
         self._observe = config.observer
+        self._context = copy_context()
         self._workers: TaskGroup | None = None
         self._busy = 0
         self._waiting: deque[InHand] = deque()
@@ -165,7 +167,8 @@ class Engine:
         if self._workers is not None and not self._stopping:
             while self._waiting and self._busy < self._config.concurrency:
                 self._busy += 1
-                self._workers.start_soon(self._work, self._waiting.popleft())
+                # In the context of `run`: not of the task that publishes, nor of the handler that was here before.
+                self._context.copy().run(self._workers.start_soon, self._work, self._waiting.popleft())
 
     async def _work(self, work: "InHand") -> None:
         try:

@@ -1,53 +1,63 @@
-"""Handlers: the user's async functions, checked when they are registered, and what their failures become.
+"""The registry: a service's actions, each beside its compensation, its input type and its policies.
 
-A handler takes `(saga, step)`. Where it annotates the step as `Step[T]`, with a msgspec Struct or a dataclass for
-T, the step's input is read into T and validated before the handler runs.
+What a handler has to look like is checked in `saga_core.handlers`.
 """
 
-import inspect
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar, cast, get_args, get_origin
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import msgspec
 
-from saga_amqp.errors import HandlerError
-from saga_core import Failure, PayloadError, Saga, Step, StepError, encode_payload
-from saga_core.model import InputT
+from saga_core import (
+    CompensationHandler,
+    Condition,
+    Handler,
+    HandlerError,
+    RetryPolicy,
+    Saga,
+    Step,
+    StepHandler,
+    check_handler,
+)
+from saga_core.plan import InputT
 
-StepHandler = Callable[[Saga, Step[Any]], Awaitable[object]]
-CompensationHandler = Callable[[Saga, Step[Any]], Awaitable[object]]
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Awaitable[object]])
 
-LONGEST_MESSAGE = 4_000
 
+class Policies(TypedDict, total=False):
+    """What an action says about itself once, for every step that runs it; the fields are those of `Step`."""
 
-class Handler(msgspec.Struct, frozen=True):
-    """A checked handler, and the type that it wants the step's input in (None: a dict)."""
-
-    function: StepHandler
-    input_type: type | None
+    retry: RetryPolicy
+    timeout: float
+    total_timeout: float
 
 
 class Action(Generic[InputT]):
     """A registered action: still the function that it decorates, and the maker of steps that run it."""
 
     def __init__(
-        self, registry: "Registry", name: str, function: Callable[[Saga, Step[InputT]], Awaitable[object]]
+        self,
+        registry: "Registry",
+        name: str,
+        function: Callable[[Saga, Step[InputT]], Awaitable[object]],
+        policies: Policies,
     ) -> None:
         self.name = name
         self.compensation_name: str | None = None
         self._registry = registry
-        self._function = function
+        self._policies: dict[str, Any] = {**policies}
+        self.__wrapped__ = function
         self.__name__: str = getattr(function, "__name__", name)
         self.__doc__ = function.__doc__
 
     async def __call__(self, saga: Saga, step: Step[InputT]) -> object:
         """Run the action itself, as a unit test would."""
-        return await self._function(saga, step)
+        return await self.__wrapped__(saga, step)
 
-    def compensation(self, name: str) -> Callable[[HandlerT], HandlerT]:
-        """Register the function below as what undoes this action.
+    def compensation(
+        self, name: str, *, retry: RetryPolicy | None = None, timeout: float | None = None
+    ) -> Callable[[HandlerT], HandlerT]:
+        """Register the function below as what undoes this action, with its own policy and timeout, seconds.
 
         Raises: HandlerError.
         """
@@ -57,14 +67,29 @@ class Action(Generic[InputT]):
         def register(function: HandlerT) -> HandlerT:
             _enter(self._registry.compensations, name, function, "compensation")
             self.compensation_name = name
+            self._policies |= {"compensation_retry": retry, "compensation_timeout": timeout}
             return function
 
         return register
 
-    def step(self, input: InputT | None = None, *, name: str | None = None) -> Step[InputT]:
+    def step(
+        self,
+        input: InputT | None = None,
+        *,
+        name: str | None = None,
+        depends_on: tuple[str, ...] | None = None,
+        when: Condition | None = None,
+        pivot: bool = False,
+    ) -> Step[InputT]:
         """Make a step that runs this action; its name is the function's unless given."""
         step: Step[InputT] = Step(
-            name=name or self.__name__, action=self.name, compensation=self.compensation_name
+            name=name or self.__name__,
+            action=self.name,
+            compensation=self.compensation_name,
+            depends_on=depends_on,
+            when=when,
+            pivot=pivot,
+            **self._policies,
         )
         return step if input is None else msgspec.structs.replace(step, input=input)
 
@@ -77,16 +102,16 @@ class Registry:
         self.compensations: dict[str, Handler] = {}
 
     def action(
-        self, name: str
+        self, name: str, **policies: Unpack[Policies]
     ) -> Callable[[Callable[[Saga, Step[InputT]], Awaitable[object]]], Action[InputT]]:
-        """Register the function below as the action `name`.
+        """Register the function below as the action `name`, with its `retry`, `timeout` and `total_timeout`.
 
         Raises: HandlerError.
         """
 
         def register(function: Callable[[Saga, Step[InputT]], Awaitable[object]]) -> Action[InputT]:
             _enter(self.actions, name, function, "action")
-            return Action(self, name, function)
+            return Action(self, name, function, policies)
 
         return register
 
@@ -109,91 +134,12 @@ def collect(
     return handlers
 
 
-def failure_of(error: Exception) -> Failure:
-    """Return what a handler raised as data: a StepError as it says, anything else as worth another attempt."""
-    if isinstance(error, StepError):
-        try:
-            details = encode_payload(error.details, "The details of the error")
-        except PayloadError as unusable:
-            return Failure(_text(error.code), _text(f"{error.message} ({unusable})"), error.retryable)
-        return Failure(_text(error.code), _text(error.message), error.retryable, details)
-    if isinstance(error, PayloadError):
-        return Failure("invalid_payload", _text(error))
-    leaves = list(_leaves(error))
-    message = _text(error)
-    if leaves != [error]:
-        message = "; ".join(f"{type(leaf).__name__}: {_text(leaf)}" for leaf in leaves)
-    return Failure(type(error).__name__, _text(message), retryable=True)
-
-
 def _enter(handlers: dict[str, Handler], name: str, function: object, kind: str) -> None:
     if not name:
         raise HandlerError(f"The {kind} of {function!r} needs a name")
     if name in handlers:
         raise HandlerError(f"Two handlers are registered for {kind} {name!r}")
-    handlers[name] = _check(function, f"The handler of {kind} {name!r}")
+    handlers[name] = check_handler(function, f"The handler of {kind} {name!r}")
 
 
-def _check(function: Any, what: str) -> Handler:
-    if not callable(function):
-        raise HandlerError(f"{what} is not a function, but {function!r}")
-    if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)):
-        raise HandlerError(f"{what}, {function!r}, is not async; write it as `async def`")
-    signature = inspect.signature(function)
-    try:
-        bound = signature.bind(None, None)
-    except TypeError as error:
-        raise HandlerError(f"{what} must take (saga, step), but takes {signature}: {error}") from None
-    arguments = [
-        name
-        for name in bound.arguments
-        if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL
-    ]
-    annotation = signature.parameters[arguments[1]].annotation if len(arguments) > 1 else None
-    return Handler(cast("StepHandler", function), _input_type(function, annotation, what))
-
-
-def _input_type(function: Any, annotation: object, what: str) -> type | None:
-    """Find T where a handler's second argument is annotated `Step[T]`."""
-    if isinstance(annotation, str):
-        if "[" not in annotation:
-            return None
-        target = inspect.unwrap(function)
-        module = sys.modules.get(getattr(target, "__module__", ""), None)
-        names = {**vars(module), **getattr(target, "__globals__", {})} if module else {}
-        try:
-            annotation = eval(annotation, names)  # the user's own source, as typing.get_type_hints does
-        except Exception as error:
-            raise HandlerError(
-                f"{what} annotates its step as {annotation!r}, which cannot be read at run time ({error}); "
-                f"import the names where the module can see them"
-            ) from None
-    if get_origin(annotation) is not Step:
-        return None
-    (wanted,) = get_args(annotation)
-    if isinstance(wanted, TypeVar) or wanted is Any or wanted is object:
-        return None
-    try:
-        msgspec.json.Decoder(wanted)
-    except TypeError as error:
-        raise HandlerError(
-            f"{what} wants its input as {wanted!r}, which cannot be read from JSON: {error}"
-        ) from None
-    return wanted  # type: ignore[no-any-return]
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
-def _text(value: object) -> str:
-    """Make a string of anything: never raising, valid UTF-8, bounded. It will be stored with the saga."""
-    try:
-        text = str(value)
-    except Exception:
-        text = f"<{type(value).__name__} that cannot be printed>"
-    return text.encode("utf-8", "replace").decode()[:LONGEST_MESSAGE]
+__all__ = ["Action", "CompensationHandler", "Policies", "Registry", "StepHandler", "collect"]

@@ -102,14 +102,15 @@ class Manager:
     async def close(self) -> None:
         """Stop `run` and wait for its end, then close the transport. Any later call raises ManagerError.
 
-        Leaving the context does the same. Cancelled, it closes without waiting.
+        Until then running handlers may still use the manager. Leaving the context does the same. Cancelled, it closes
+        without waiting.
         """
-        self._life = "closed"
         try:
             if self._engine is not None:
                 self.stop()
                 await self._ended.wait()
         finally:
+            self._life = "closed"
             await self._transport.close()
 
     async def start(self, name: str, steps: Sequence[Step[Any]], context: object = None) -> Saga:
@@ -179,17 +180,20 @@ class Manager:
             if left == 0:
                 done.set()
 
+        if not commands:
+            return
         for command in commands:
-            await self._transport.publish(self._config.message(command), settled)
-        if commands:
-            await done.wait()
+            try:
+                await self._transport.publish(self._config.message(command), settled)
+            except TransportError as error:
+                settled(error)
+        await done.wait()
         if errors:
             raise type(errors[0])(
                 f"Saga {saga.id} ({saga.name}) is stored as {saga.state}, but its next step was not published: "
                 f"{errors[0]}"
             ) from errors[0]
-        if commands:
-            self._observe(Point.PUBLISHED, saga.id)
+        self._observe(Point.PUBLISHED, saga.id)
 
     def _observe(self, point: Point, saga_id: str) -> None:
         if self._config.observer is not None:

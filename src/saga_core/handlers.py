@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 import msgspec
+import msgspec.inspect
 
 from saga_core.commands import Compensate, Execute
 from saga_core.errors import HandlerError, PayloadError, StepError
@@ -78,32 +79,42 @@ def check_handler(function: Any, what: str) -> Handler:
 def _input_type(function: Any, annotation: object, what: str) -> type | None:
     """Find T where a handler's second argument is annotated `Step[T]`."""
     if isinstance(annotation, str):
-        target = inspect.unwrap(function)
-        while isinstance(target, partial):
-            target = inspect.unwrap(target.func)
-        module = sys.modules.get(getattr(target, "__module__", ""), None)
-        names = {**vars(module), **getattr(target, "__globals__", {})} if module else {}
-        try:
-            annotation = eval(annotation, names)  # the user's own source, as typing.get_type_hints does
-        except Exception as error:
-            if "[" not in cast("str", annotation):
-                return None
-            raise HandlerError(
-                f"{what} annotates its step as {annotation!r}, which cannot be read at run time ({error}); "
-                f"import the names where the module can see them"
-            ) from None
+        annotation = _evaluate(annotation, function, what)
     if get_origin(annotation) is not Step:
         return None
     (wanted,) = get_args(annotation)
     if isinstance(wanted, TypeVar) or wanted is Any or wanted is object:
         return None
     try:
+        unknown = isinstance(msgspec.inspect.type_info(wanted), msgspec.inspect.CustomType)
         msgspec.json.Decoder(wanted)
     except TypeError as error:
         raise HandlerError(
             f"{what} wants its input as {wanted!r}, which cannot be read from JSON: {error}"
         ) from None
+    if unknown:
+        raise HandlerError(
+            f"{what} wants its input as {wanted!r}, which cannot be read from JSON; use a Struct or a dataclass"
+        )
     return wanted  # type: ignore[no-any-return]
+
+
+def _evaluate(annotation: str, function: Any, what: str) -> object:
+    """Read an annotation that is kept as text, as `from __future__ import annotations` does."""
+    target = inspect.unwrap(function)
+    while isinstance(target, partial):
+        target = inspect.unwrap(target.func)
+    module = sys.modules.get(getattr(target, "__module__", ""), None)
+    names = {**vars(module), **getattr(target, "__globals__", {})} if module else {}
+    try:
+        return eval(annotation, names)  # the user's own source, as typing.get_type_hints does
+    except Exception as error:
+        if "[" not in annotation:  # a plain `Step` that only type checkers import: it says no type
+            return None
+        raise HandlerError(
+            f"{what} annotates its step as {annotation!r}, which cannot be read at run time ({error}); "
+            f"import the names where the module can see them"
+        ) from None
 
 
 def answer_event(command: Execute | Compensate, answer: object, at: float) -> Event:

@@ -205,7 +205,7 @@ async def test_a_compensation_that_raises_leaves_the_saga_failed_with_its_error(
     error = saga.step("b").error
     assert error is not None
     assert (error.code, error.message, error.retryable) == ("bank_closed", "try on Monday", True)
-    assert bytes(error.details or b"") == b'{"day":"Sunday"}'
+    assert bytes(error.details) == b'{"day":"Sunday"}'
     assert saga.step("b").output == {"from": "b"}
     world.assert_queues_are_empty()
 

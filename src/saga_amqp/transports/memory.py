@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+import msgspec
 
 from saga_amqp.contracts import Delivery, Exchange, Message, Queue, Topology
 from saga_amqp.errors import (
@@ -53,6 +54,8 @@ class MemoryBroker:
                     for exchange, pattern in queue.declared.bindings
                 )
             ]
+        if message.headers:  # the publisher keeps its own, and may change it
+            message = msgspec.structs.replace(message, headers=dict(message.headers))
         for queue in targets:
             queue.put(MemoryMessage(message))
         return bool(targets)
@@ -162,7 +165,7 @@ class MemoryDelivery:
     @property
     def headers(self) -> Mapping[str, object]:
         """The message's headers."""
-        return self.held.message.headers or {}
+        return dict(self.held.message.headers or {})
 
     def acknowledge(self) -> None:
         """Take the message off its queue."""
