@@ -5,12 +5,28 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from saga_amqp.contracts import Exchange, Message, Queue, Topology
-from saga_amqp.handlers import CompensationHandler, Handler, Registry, StepHandler, collect
+from saga_amqp.handlers import CompensationHandler, Registry, StepHandler, collect
 from saga_amqp.observer import Observer
-from saga_core import Command, DefinitionError, Execute, Plan, encode_command
+from saga_core import (
+    Command,
+    Compensate,
+    CompensateChild,
+    DefinitionError,
+    Execute,
+    Handler,
+    Report,
+    StartChild,
+    StepPlan,
+    encode_command,
+)
 
-# AMQP allows 255 bytes; a message's id holds, beside the step's name, the saga, the operation and the attempt.
-LONGEST_NAME = 200
+OPERATIONS: dict[type[Command], str] = {
+    Execute: "execute",
+    Compensate: "compensate",
+    StartChild: "start_child",
+    CompensateChild: "compensate_child",
+    Report: "report",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,59 +90,53 @@ class Config:
     def topology(self) -> Topology:
         """Return what has to exist on the broker."""
 
-        def queue(name: str, operation: str) -> Queue:
-            binding = (self.saga_exchange, f"{operation}.#")
-            return Queue(name, (binding,), self.dead_letter_queue, self.queue_kind, self.expires)
+        def queue(name: str, *patterns: str) -> Queue:
+            bindings = tuple((self.saga_exchange, pattern) for pattern in patterns)
+            return Queue(name, bindings, self.dead_letter_queue, self.queue_kind, self.expires)
 
         return Topology(
             exchanges=(Exchange(self.saga_exchange, auto_delete=self.expires is not None),),
             queues=(
                 Queue(self.dead_letter_queue, (), None, self.queue_kind, self.expires),
-                queue(self.step_queue, "execute"),
-                queue(self.compensate_queue, "compensate"),
+                queue(self.step_queue, "execute.#", "start_child", "report"),
+                queue(self.compensate_queue, "compensate.#", "compensate_child"),
             ),
         )
 
     def message(self, command: Command) -> Message:
         """Return the message that carries a command."""
-        operation = "execute" if type(command) is Execute else "compensate"
+        operation = OPERATIONS[type(command)]
+        action = f".{command.action}" if isinstance(command, Execute | Compensate) else ""
         return Message(
             self.saga_exchange,
-            f"{operation}.{command.action}",
+            operation + action,
             encode_command(command),
             f"{command.saga}.{command.step}.{operation}.{command.attempt}",
             f"saga.step.{operation}",
         )
 
-    def handler(self, command: Command) -> Handler | None:
+    def handler(self, command: Execute | Compensate) -> Handler | None:
         """Return what runs a command, or None."""
         return (self.actions if type(command) is Execute else self.compensations).get(command.action)
 
-    def check(self, plan: Plan) -> None:
-        """Check that every action and compensation that a saga names has a handler, and can be named in a message.
+    def check(self, name: str, steps: tuple[StepPlan, ...]) -> None:
+        """Check that every action and compensation that a saga or its children name has a handler.
 
         Raises: DefinitionError.
         """
-        for step in plan.steps:
-            for what, name in (
-                ("name", step.name),
-                ("action", step.action),
-                ("compensation", step.compensation),
-            ):
-                if name is not None and len(name.encode()) > LONGEST_NAME:
-                    raise DefinitionError(
-                        f"Saga {plan.name!r}: the {what} of step {step.name[:40]!r} is longer than {LONGEST_NAME} bytes"
-                    )
-            if step.action not in self.actions:
-                raise DefinitionError(_missing(plan, step.name, "action", step.action, self.actions))
+        for step in steps:
+            if step.child is not None:
+                self.check(step.child.name, step.child.steps)
+            elif step.action not in self.actions:
+                raise DefinitionError(_missing(name, step.name, "action", step.action, self.actions))
             if step.compensation is not None and step.compensation not in self.compensations:
                 raise DefinitionError(
-                    _missing(plan, step.name, "compensation", step.compensation, self.compensations)
+                    _missing(name, step.name, "compensation", step.compensation, self.compensations)
                 )
 
 
-def _missing(plan: Plan, step: str, kind: str, name: str, known: Mapping[str, Handler]) -> str:
+def _missing(saga: str, step: str, kind: str, name: str, known: Mapping[str, Handler]) -> str:
     return (
-        f"Saga {plan.name!r}: step {step!r} names the {kind} {name!r}, and no handler is registered for it; "
+        f"Saga {saga!r}: step {step!r} names the {kind} {name!r}, and no handler is registered for it; "
         f"registered are: {', '.join(sorted(known)) or 'none'}"
     )

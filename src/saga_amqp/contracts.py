@@ -12,7 +12,8 @@ import msgspec
 
 from saga_amqp.errors import TransportError
 from saga_core.events import Event
-from saga_core.model import Saga, SagaState
+from saga_core.model import Saga
+from saga_core.states import SagaState
 
 
 class Store(Protocol):

@@ -13,58 +13,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
-from typing import cast
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 
+from saga_amqp.cancellation import without_cancellation
 from saga_amqp.config import Config
 from saga_amqp.contracts import Consumer, Delivery, Store, Transport
-from saga_amqp.errors import ConflictError, SagaNotFoundError, TransportError
-from saga_amqp.handlers import failure_of
-from saga_amqp.observer import Moment, Point
-from saga_core import (
-    CodecError,
-    Command,
-    Compensate,
-    CompensationFailed,
-    CompensationSucceeded,
-    Event,
-    Execute,
-    Failure,
-    Saga,
-    StepError,
-    StepFailed,
-    StepSucceeded,
-    Transition,
-    UnknownStepError,
-    awaits,
-    consequences,
-    decode_command,
-    encode_payload,
-    transition,
-)
+from saga_amqp.errors import SagaNotFoundError, TransportError
+from saga_amqp.execution import Execution
+from saga_amqp.observer import Point
+from saga_amqp.outgoing import publish
+from saga_amqp.timers import Timers
+from saga_core import CodecError, Command, Saga, UnknownStepError, decode_command
+from saga_core.states import ACTIVE
 
 logger = logging.getLogger("saga_amqp.engine")
-
-
-async def decide(store: Store, saga: Saga, event: Event) -> Transition:
-    """Apply an event and commit the result; where somebody else was first, decide anew on what they left.
-
-    Raises: SagaNotFoundError, StoreError. Cancelled, the commit may have happened or not.
-    """
-    while True:
-        answer = transition(saga, event)
-        if answer.ignored is not None:
-            logger.debug("Ignored: %s", answer.ignored)
-            return answer
-        try:
-            await store.commit(answer.saga, event)
-        except ConflictError:
-            saga = await store.load(saga.id)
-        else:
-            return answer
 
 
 class Engine:
@@ -76,8 +40,9 @@ class Engine:
         self._transport = transport
         self._store = store
         self._config = config
-        self._clock = clock
-        self._observe = config.observer
+        self._timers = Timers(clock)
+        self._execution = Execution(store, config, clock, self._timers)
+        self.observe = self._execution.observe
         self._context = copy_context()
         self._workers: TaskGroup | None = None
         self._busy = 0
@@ -106,6 +71,9 @@ class Engine:
                     try:
                         for consumer in consumers:
                             self._workers.start_soon(self._watch, consumer)
+                        self._workers.start_soon(self._timers.run, self._pass_time)
+                        for saga in await self._store.list(ACTIVE):
+                            self._timers.hold(saga)
                         self._start_workers()
                         task_status.started()
                         await self._ending.wait()
@@ -120,6 +88,10 @@ class Engine:
                 raise self._error  # even where `run` is cancelled: nobody else would learn of it
         if self._error is not None:
             raise self._error
+
+    def hold(self, saga: Saga) -> None:
+        """Remember when time will next change something in a saga."""
+        self._timers.hold(saga)
 
     def stop(self) -> None:
         """Begin to stop: `run` returns when what is in hand is done, or the grace period is over."""
@@ -136,11 +108,6 @@ class Engine:
         if self._workers is not None:
             self._workers.cancel_scope.cancel()
 
-    def observe(self, point: Point, saga_id: str, command: Command | None = None) -> None:
-        """Tell the observer, if there is one."""
-        if self._observe is not None:
-            self._observe(Moment(point, saga_id, command))
-
     async def _finish(self, consumers: Sequence[Consumer]) -> None:
         with anyio.move_on_after(self._config.grace_period):
             try:
@@ -156,6 +123,13 @@ class Engine:
 
     async def _watch(self, consumer: Consumer) -> None:
         self.fail(await consumer.failed())
+
+    async def _pass_time(self, saga_id: str) -> None:
+        try:
+            commands = await self._execution.pass_time(saga_id)
+            await publish(self._transport, self._config, commands)
+        except Exception as error:
+            self.fail(error)
 
     def _receive(self, delivery: Delivery) -> None:
         work = InHand(self, delivery)
@@ -185,7 +159,7 @@ class Engine:
         Where the engine ends, its consumers give the message back as they leave. Given back before, it would be
         handed to this very engine again.
         """
-        rest = _without_cancellation(error)
+        rest = without_cancellation(error)
         ending = anyio.current_effective_deadline() == float("-inf")
         if ending:
             self._stopping = True
@@ -202,7 +176,7 @@ class Engine:
         try:
             work.command = command = decode_command(work.delivery.body)
             self.observe(Point.RECEIVED, command.saga, command)
-            commands = await self._settle(command)
+            commands = await self._execution.settle(command)
         except (CodecError, SagaNotFoundError, UnknownStepError) as error:
             logger.error("Message %s goes to the dead letters: %s", work.delivery.message_id, error)
             work.dead_letter()
@@ -213,64 +187,6 @@ class Engine:
         for one in commands:
             await self._transport.publish(self._config.message(one), work.settled)
 
-    async def _settle(self, command: Command) -> Sequence[Command]:
-        """Bring a command's result into the store, and return what has to be published before it is acknowledged."""
-        saga = await self._store.load(command.saga)
-        if awaits(saga, command):
-            answer = await decide(self._store, saga, await self._run_handler(saga, command))
-            if answer.ignored is None:
-                self.observe(Point.COMMITTED, command.saga, command)
-                return answer.commands
-        origin, events = await self._store.history(command.saga)
-        return consequences(origin, events, command)
-
-    async def _run_handler(self, saga: Saga, command: Command) -> Event:
-        handler = self._config.handler(command)
-        if handler is None:
-            missing = Failure(
-                "no_handler",
-                f"No handler for {command.action!r} is registered in the engine that got the message; "
-                f"register it in every engine that shares the queue",
-            )
-            logger.error("Saga %s, step %r: %s", saga.id, command.step, missing.message)
-            return self._failed(command, missing)
-        self.observe(Point.HANDLER_BEGAN, saga.id, command)
-        try:
-            output = await handler.function(saga, saga.step(command.step, handler.input_type))
-            what = f"The output of {command.action!r} in step {command.step!r} of saga {saga.id}"
-            raw = encode_payload(output, what) if isinstance(command, Execute) else None
-        except BaseException as raised:
-            error = _without_cancellation(raised)
-            if not isinstance(error, Exception):
-                raise
-            # A handler that fails because the engine is ending has not failed: it runs again elsewhere.
-            await anyio.lowlevel.checkpoint_if_cancelled()
-            failure = failure_of(error)
-            expected = isinstance(error, StepError)
-            logger.log(
-                logging.INFO if expected else logging.WARNING,
-                "%s of step %r of saga %s failed in attempt %d: %s: %s",
-                command.action,
-                command.step,
-                saga.id,
-                command.attempt,
-                failure.code,
-                failure.message,
-                exc_info=not expected,
-            )
-            event = self._failed(command, failure)
-        else:
-            if raw is not None:
-                event = StepSucceeded(command.step, command.attempt, raw, self._clock())
-            else:
-                event = CompensationSucceeded(command.step, command.attempt, self._clock())
-        self.observe(Point.HANDLER_ENDED, saga.id, command)
-        return event
-
-    def _failed(self, command: Command, error: Failure) -> Event:
-        kind = CompensationFailed if isinstance(command, Compensate) else StepFailed
-        return kind(command.step, command.attempt, error, self._clock())
-
     def let_go(self, work: "InHand") -> bool:
         """Note that a message leaves our hands, and say whether it was still in them."""
         if work not in self._in_hand:
@@ -279,14 +195,6 @@ class Engine:
         if self._stopping and not self._in_hand:
             self._idle.set()
         return True
-
-
-def _without_cancellation(error: BaseException) -> BaseException | None:
-    cancelled = anyio.get_cancelled_exc_class()
-    if isinstance(error, BaseExceptionGroup):
-        some, rest = cast("BaseExceptionGroup[BaseException]", error).split(cancelled)
-        return rest if some is not None else error
-    return None if isinstance(error, cancelled) else error
 
 
 class InHand:

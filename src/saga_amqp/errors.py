@@ -63,9 +63,9 @@ class TransportClosedError(TransportError):
     """The transport is not open: not entered yet, or closed already."""
 
 
-class HandlerError(SagaError):
-    """A handler cannot be used: not async, a wrong signature, registered twice, or missing."""
-
-
 class ManagerError(SagaError):
     """The manager is not in a state to do this: not open, running already, or closed."""
+
+
+class RefusedError(SagaError):
+    """A saga is in no state to do what was asked of it; the message says why."""

@@ -1,9 +1,10 @@
 """The user's door: start sagas, watch them, undo them, and run the engine that moves them on."""
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import anyio
 from anyio.abc import TaskStatus
@@ -11,22 +12,52 @@ from ulid import ULID
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Store, Transport
-from saga_amqp.engine import Engine, decide
-from saga_amqp.errors import ManagerError, TransportError
+from saga_amqp.engine import Engine
+from saga_amqp.errors import ManagerError, RefusedError, TransportError
+from saga_amqp.execution import decide
 from saga_amqp.observer import Moment, Point
-from saga_core import Command, CompensationRequested, Saga, Step, new_saga, outstanding
-from saga_core.model import ACTIVE
+from saga_amqp.outgoing import publish
+from saga_core import (
+    CancelRequested,
+    Command,
+    CompensationRequested,
+    Event,
+    Options,
+    ResumeRequested,
+    RetryRequested,
+    Saga,
+    SkipRequested,
+    Step,
+    StepResolved,
+    SuspendRequested,
+    Transition,
+    encode_payload,
+    failed,
+    failure_of,
+    new_saga,
+    outstanding,
+    redeem,
+    saga_of,
+    succeeded,
+)
+from saga_core.options import NO_OPTIONS
+from saga_core.states import ACTIVE
 
 
 def _new_id() -> str:
     return str(ULID())
 
 
+def _new_secret() -> str:
+    return secrets.token_hex(16)
+
+
 class Manager:
     """Starts and watches sagas, and runs their handlers while `run` runs.
 
     Use it as an async context manager: entering connects the transport and declares the topology, leaving closes
-    it. A transport belongs to one manager. `clock` gives seconds since 1970, UTC; `new_id` gives ULIDs.
+    it. A transport belongs to one manager. `clock` gives seconds since 1970, UTC; `new_id` gives ULIDs;
+    `new_secret` what makes the tokens of deferred steps unguessable.
     """
 
     def __init__(
@@ -37,12 +68,14 @@ class Manager:
         *,
         clock: Callable[[], float] = time.time,
         new_id: Callable[[], str] = _new_id,
+        new_secret: Callable[[], str] = _new_secret,
     ) -> None:
         self._transport = transport
         self._store = store
         self._config = config
         self._clock = clock
         self._new_id = new_id
+        self._new_secret = new_secret
         self._engine: Engine | None = None
         self._ended = anyio.Event()
         self._life = "new"
@@ -113,8 +146,15 @@ class Manager:
             self._life = "closed"
             await self._transport.close()
 
-    async def start(self, name: str, steps: Sequence[Step[Any]], context: object = None) -> Saga:
-        """Start a saga: store it, publish its first step, and return it once the broker has confirmed that.
+    async def start(
+        self,
+        name: str,
+        steps: Sequence[Step[Any]],
+        context: object = None,
+        *,
+        options: Options = NO_OPTIONS,
+    ) -> Saga:
+        """Start a saga: store it, publish its first steps, and return it once the broker has confirmed that.
 
         `context` is a dict, Struct or dataclass that all steps can read.
 
@@ -122,8 +162,9 @@ class Manager:
         saga is in the store and its first step may not have been published. Cancelled, either may be so.
         """
         self._check_open()
-        saga = new_saga(name, steps, context, id=self._new_id(), at=self._clock())
-        self._config.check(saga.plan)
+        id, secret = self._new_id(), self._new_secret()
+        saga = new_saga(name, steps, context, id=id, at=self._clock(), options=options, secret=secret)
+        self._config.check(saga.name, saga.plan.steps)
         await self._store.create(saga)
         self._observe(Point.COMMITTED, saga.id)
         await self._publish(saga, outstanding(saga))
@@ -150,49 +191,118 @@ class Manager:
         self._check_open()
         return await self._store.rested(saga_id)
 
-    async def compensate(self, saga_id: str, *, reason: str = "asked for") -> Saga:
+    async def compensate(self, saga_id: str, *, reason: str = "asked for", by: str = "") -> Saga:
         """Undo a saga: one that runs, that has completed, or whose undoing failed and is to be tried again.
 
         A step that runs now is awaited first. Returns the saga once the request is stored and published; a saga that
         is compensating or compensated already is returned as it is.
 
-        Raises: SagaNotFoundError, StoreError, TransportError.
+        Raises: RefusedError past the pivot; SagaNotFoundError, StoreError, TransportError.
         """
-        self._check_open()
-        saga = await self._store.load(saga_id)
-        answer = await decide(self._store, saga, CompensationRequested(reason, self._clock()))
-        if answer.ignored is None:
-            self._observe(Point.COMMITTED, saga_id)
-        await self._publish(answer.saga, answer.commands)
+        saga = await self.get(saga_id)
+        if saga.is_compensating or saga.is_compensated:
+            return saga
+        return await self._ask(saga, CompensationRequested(reason, self._clock(), by))
+
+    async def cancel(self, saga_id: str, *, reason: str = "asked for", by: str = "") -> Saga:
+        """Give up a saga that has not ended yet, and undo it.
+
+        Raises: RefusedError; SagaNotFoundError, StoreError, TransportError.
+        """
+        return await self._ask(await self.get(saga_id), CancelRequested(reason, self._clock(), by))
+
+    async def retry(self, saga_id: str, *, reason: str = "asked for", by: str = "") -> Saga:
+        """Try what failed for good once more, or at once what waits for its next attempt.
+
+        Raises: RefusedError; SagaNotFoundError, StoreError, TransportError.
+        """
+        return await self._ask(await self.get(saga_id), RetryRequested(reason, self._clock(), by))
+
+    async def suspend(self, saga_id: str, *, reason: str = "asked for", by: str = "") -> Saga:
+        """Start nothing new in a saga until it is resumed; what runs is awaited.
+
+        Raises: RefusedError; SagaNotFoundError, StoreError, TransportError.
+        """
+        return await self._ask(await self.get(saga_id), SuspendRequested(reason, self._clock(), by))
+
+    async def resume(self, saga_id: str, *, reason: str = "asked for", by: str = "") -> Saga:
+        """Let a suspended saga go on.
+
+        Raises: RefusedError; SagaNotFoundError, StoreError, TransportError.
+        """
+        return await self._ask(await self.get(saga_id), ResumeRequested(reason, self._clock(), by))
+
+    async def skip(self, saga_id: str, step: str, *, reason: str, by: str = "") -> Saga:
+        """Do without a step that has not begun, waits for another attempt, or failed behind the pivot.
+
+        Raises: RefusedError; UnknownStepError, SagaNotFoundError, StoreError, TransportError.
+        """
+        return await self._ask(await self.get(saga_id), SkipRequested(step, reason, self._clock(), by))
+
+    async def resolve(
+        self,
+        saga_id: str,
+        step: str,
+        state: Literal["completed", "failed", "compensated"],
+        *,
+        reason: str,
+        by: str = "",
+        output: object = None,
+    ) -> Saga:
+        """Say how a step ended, in its worker's place; `output` goes with `completed`.
+
+        Raises: RefusedError; PayloadError, UnknownStepError, SagaNotFoundError, StoreError, TransportError.
+        """
+        raw = encode_payload(output, f"The output of step {step!r} of saga {saga_id}")
+        event = StepResolved(step, state, reason, self._clock(), by, raw)
+        return await self._ask(await self.get(saga_id), event)
+
+    async def complete(self, token: str, output: object = None) -> Saga:
+        """Bring the result of a deferred step, or the end of a deferred compensation, from outside.
+
+        A token that comes twice, or late, changes nothing: the saga is returned as it is.
+
+        Raises: TokenError, PayloadError, SagaNotFoundError, StoreError, TransportError.
+        """
+        saga = await self.get(saga_of(token))
+        callback = redeem(saga, token)
+        raw = encode_payload(output, f"The output of step {callback.step!r} of saga {saga.id}")
+        return (await self._apply(saga, succeeded(callback, self._clock(), raw))).saga
+
+    async def fail(self, token: str, error: Exception) -> Saga:
+        """Bring the failure of a deferred step or compensation from outside; see `complete`.
+
+        `error` is treated as if the handler had raised it.
+        """
+        saga = await self.get(saga_of(token))
+        return (await self._apply(saga, failed(redeem(saga, token), self._clock(), failure_of(error)))).saga
+
+    async def _ask(self, saga: Saga, event: Event) -> Saga:
+        answer = await self._apply(saga, event)
+        if answer.ignored is not None:
+            raise RefusedError(answer.ignored)
         return answer.saga
+
+    async def _apply(self, saga: Saga, event: Event) -> Transition:
+        answer = await decide(self._store, saga, event)
+        if answer.ignored is None:
+            self._observe(Point.COMMITTED, saga.id)
+        await self._publish(answer.saga, answer.commands)
+        return answer
 
     async def _publish(self, saga: Saga, commands: Sequence[Command]) -> None:
         """Publish commands and wait until the broker has confirmed them all."""
-        done = anyio.Event()
-        errors: list[TransportError] = []
-        left = len(commands)
-
-        def settled(error: TransportError | None) -> None:
-            nonlocal left
-            left -= 1
-            if error is not None:
-                errors.append(error)
-            if left == 0:
-                done.set()
-
+        if self._engine is not None:
+            self._engine.hold(saga)
         if not commands:
             return
-        for command in commands:
-            try:
-                await self._transport.publish(self._config.message(command), settled)
-            except TransportError as error:
-                settled(error)
-        await done.wait()
-        if errors:
-            raise type(errors[0])(
+        try:
+            await publish(self._transport, self._config, commands)
+        except TransportError as error:
+            raise type(error)(
                 f"Saga {saga.id} ({saga.name}) is stored as {saga.state}, but its next step was not published: "
-                f"{errors[0]}"
-            ) from errors[0]
+                f"{error}"
+            ) from error
         self._observe(Point.PUBLISHED, saga.id)
 
     def _observe(self, point: Point, saga_id: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from msgspec import Meta, Struct
 
 from saga_amqp import Config, HandlerError, Registry, Saga, SagaState, Step, StepError
-from saga_amqp.handlers import failure_of
+from saga_core import failure_of
 
 from . import postponed
 from .world import World, nothing, steps

@@ -1,0 +1,202 @@
+"""What one message asks for, done: run a handler, start or undo a child saga, tell a parent; and commit the result."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import anyio
+import anyio.lowlevel
+
+from saga_amqp.cancellation import without_cancellation
+from saga_amqp.config import Config
+from saga_amqp.contracts import Store
+from saga_amqp.errors import ConflictError, SagaExistsError, SagaNotFoundError
+from saga_amqp.observer import Moment, Point
+from saga_amqp.timers import Timers
+from saga_core import (
+    CancelRequested,
+    ChildRested,
+    Command,
+    Compensate,
+    CompensateChild,
+    CompensationFailed,
+    CompensationRequested,
+    Event,
+    Execute,
+    Failure,
+    Report,
+    Saga,
+    SagaState,
+    StartChild,
+    StepError,
+    TimePassed,
+    Transition,
+    answer_event,
+    awaits,
+    child_saga,
+    consequences,
+    failure_event,
+    failure_of,
+    outstanding,
+    transition,
+)
+
+logger = logging.getLogger("saga_amqp.engine")
+
+
+async def decide(store: Store, saga: Saga, event: Event) -> Transition:
+    """Apply an event and commit the result; where somebody else was first, decide anew on what they left.
+
+    Raises: SagaNotFoundError, StoreError. Cancelled, the commit may have happened or not.
+    """
+    while True:
+        answer = transition(saga, event)
+        if answer.ignored is not None:
+            logger.debug("Ignored: %s", answer.ignored)
+            return answer
+        try:
+            await store.commit(answer.saga, event)
+        except ConflictError:
+            saga = await store.load(saga.id)
+        else:
+            return answer
+
+
+class Execution:
+    """Does what commands ask for, on one store with one set of handlers."""
+
+    def __init__(self, store: Store, config: Config, clock: Callable[[], float], timers: Timers) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._timers = timers
+        self._observe = config.observer
+
+    async def settle(self, command: Command) -> Sequence[Command]:
+        """Bring a command's result into the store, and return what has to be published before it is acknowledged.
+
+        Raises: SagaNotFoundError, UnknownStepError, StoreError.
+        """
+        saga = await self._store.load(command.saga)
+        self._timers.hold(saga)
+        if isinstance(command, StartChild):
+            return await self._start_child(saga, command)
+        if isinstance(command, CompensateChild):
+            return await self._compensate_child(saga, command)
+        if awaits(saga, command):
+            if isinstance(command, Report):
+                event: Event = ChildRested(
+                    command.step, command.attempt, command.child, command.state, self._clock()
+                )
+            else:
+                event = await self._run_handler(saga, command)
+            answer = await self._commit(saga, event, command)
+            if answer.ignored is None:
+                return answer.commands
+        origin, events = await self._store.history(command.saga)
+        return consequences(origin, events, command)
+
+    async def pass_time(self, saga_id: str) -> Sequence[Command]:
+        """Do what is due in a saga, and return what has to be published; nothing if the saga is gone."""
+        try:
+            answer = await self._commit(await self._store.load(saga_id), TimePassed(self._clock()), None)
+        except SagaNotFoundError:
+            return ()
+        return answer.commands
+
+    async def _commit(self, saga: Saga, event: Event, command: Command | None) -> Transition:
+        answer = await decide(self._store, saga, event)
+        self._timers.hold(answer.saga)
+        if answer.ignored is None:
+            self.observe(Point.COMMITTED, saga.id, command)
+        return answer
+
+    async def _start_child(self, parent: Saga, command: StartChild) -> Sequence[Command]:
+        if awaits(parent, command):
+            child = await self._child(parent, command)
+            # The parent may have turned round before the child was there to be undone.
+            if awaits(await self._store.load(parent.id), command):
+                return outstanding(child)
+        try:
+            child = await self._store.load(command.child)
+        except SagaNotFoundError:
+            return ()
+        reason = f"its parent {parent.id} does not wait for it any more"
+        answer = await self._commit(child, CancelRequested(reason, self._clock()), command)
+        return outstanding(answer.saga)
+
+    async def _child(self, parent: Saga, command: StartChild) -> Saga:
+        try:
+            child = child_saga(parent, command, self._clock())
+            await self._store.create(child)
+        except SagaExistsError:
+            child = await self._store.load(command.child)
+        self._timers.hold(child)
+        return child
+
+    async def _compensate_child(self, parent: Saga, command: CompensateChild) -> Sequence[Command]:
+        if not awaits(parent, command):
+            return ()
+        now = self._clock()
+        try:
+            child = await self._store.load(command.child)
+        except SagaNotFoundError:
+            # It was never started, and will not be: there is nothing to undo.
+            attempt = parent.progress_of(command.step).attempt
+            event = ChildRested(command.step, attempt, command.child, SagaState.COMPENSATED, now)
+            return (await self._commit(parent, event, command)).commands
+        reason = f"its parent {parent.id} is being undone"
+        answer = await self._commit(child, CompensationRequested(reason, now), command)
+        if answer.saga.past_pivot:
+            error = Failure("child_past_pivot", f"the child saga {child.id} is past its pivot")
+            failed = CompensationFailed(command.step, command.attempt, error, now)
+            return (await self._commit(parent, failed, command)).commands
+        return outstanding(answer.saga)
+
+    async def _run_handler(self, saga: Saga, command: Execute | Compensate) -> Event:
+        handler = self._config.handler(command)
+        if handler is None:
+            missing = Failure(
+                "no_handler",
+                f"No handler for {command.action!r} is registered in the engine that got the message; "
+                f"register it in every engine that shares the queue",
+            )
+            logger.error("Saga %s, step %r: %s", saga.id, command.step, missing.message)
+            return failure_event(command, missing, self._clock())
+        self.observe(Point.HANDLER_BEGAN, saga.id, command)
+        event: Event | None = None
+        try:
+            with anyio.move_on_after(self._time_left(command)):
+                output = await handler.function(saga, saga.step(command.step, handler.input_type))
+                event = answer_event(command, output, self._clock())
+        except BaseException as raised:
+            error = without_cancellation(raised)
+            if not isinstance(error, Exception):
+                raise
+            # A handler that fails because the engine is ending has not failed: it runs again elsewhere.
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            failure = failure_of(error)
+            expected = isinstance(error, StepError)
+            logger.log(
+                logging.INFO if expected else logging.WARNING,
+                "%s of step %r of saga %s failed in attempt %d: %s: %s",
+                command.action,
+                command.step,
+                saga.id,
+                command.attempt,
+                failure.code,
+                failure.message,
+                exc_info=not expected,
+            )
+            event = failure_event(command, failure, self._clock())
+        if event is None:
+            event = TimePassed(max(self._clock(), command.deadline or 0.0))
+        self.observe(Point.HANDLER_ENDED, saga.id, command)
+        return event
+
+    def _time_left(self, command: Execute | Compensate) -> float | None:
+        return None if command.deadline is None else max(0.0, command.deadline - self._clock())
+
+    def observe(self, point: Point, saga_id: str, command: Command | None = None) -> None:
+        """Tell the observer, if there is one."""
+        if self._observe is not None:
+            self._observe(Moment(point, saga_id, command))
