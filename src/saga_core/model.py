@@ -235,8 +235,10 @@ def rebuild(
             running |= bit
         elif of is StepState.COMPENSATING:
             undoing |= bit
-        elif of is StepState.FAILED and (record.compensation_attempt or past_pivot):
+        elif of is StepState.FAILED and (past_pivot or record.compensation_attempt > record.forgiven):
             stuck |= bit
+        elif of is StepState.FAILED and record.compensation_attempt:
+            tips |= bit  # asked for again, and waiting for its turn
         elif (of in ENDED_WELL or (of is StepState.FAILED and record.unknown)) and record.standing == 0:
             tips |= bit
         elif (

@@ -303,7 +303,7 @@ def undo(draft: Draft) -> None:
             _fall(draft, position)
         else:
             draft.undoing |= 1 << position
-            again(draft, position, replace(record, forgiven=0))
+            again(draft, position, record)
 
 
 def again(draft: Draft, position: int, record: Progress) -> None:

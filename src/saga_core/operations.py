@@ -31,7 +31,6 @@ from saga_core.events import (
 )
 from saga_core.model import Progress
 from saga_core.moves import (
-    again,
     begin_ready,
     end_well,
     fire,
@@ -164,6 +163,7 @@ def once_more(draft: Draft) -> None:
                 ),
             )
         else:
-            draft.undoing |= 1 << position
-            again(draft, position, replace(record, forgiven=record.compensation_attempt))
+            # Its turn comes as that of any other step that is to be undone: one by one, if the saga says so.
+            put(draft, position, replace(record, forgiven=record.compensation_attempt))
+            draft.tips |= 1 << position
     draft.stuck = 0

@@ -23,3 +23,19 @@ def test_a_step_that_is_skipped_after_an_unknown_outcome_is_undone(then: str) ->
     assert shown(play(saga, "b fails").commands) == "undo a#1"
 
 
+# Compensations, one after the other.
+
+
+def test_compensations_that_are_tried_again_run_one_after_the_other_where_the_saga_says_so() -> None:
+    failed = play(
+        saga_of("a< b< c<", options=SEQUENTIAL), "a ok, b ok, c fails, undo b fails, undo a fails"
+    ).saga
+    assert failed.is_failed
+    for ask in ("compensate", "retry"):
+        saga = play(failed, ask).saga
+        assert shown(outstanding(saga)) == "undo b#2"
+        saga = play(saga, "undo b#2 ok").saga
+        assert shown(outstanding(saga)) == "undo a#2"
+        assert play(saga, "undo a#2 ok").saga.is_compensated
+
+
