@@ -59,17 +59,16 @@ def compensation_requested(draft: Draft, event: CompensationRequested | CancelRe
 
 def retry_requested(draft: Draft, event: RetryRequested) -> str | None:
     """Try once more what had failed for good, or now what waits for its next attempt."""
-    if draft.state is SAGA_FAILED:
-        draft.state = SAGA_STARTED if past_pivot(draft) else SAGA_COMPENSATING
-        once_more(draft)
-        return None
     if draft.suspended:
         return "it is suspended; resume it first"
     waiting = [place for place in positions(draft.running | draft.undoing) if draft.record(place).waiting]
-    if not waiting:
-        return "nothing in it has failed, and nothing waits for another attempt"
+    if not (waiting or draft.stuck):
+        return "nothing in it has failed for good, and nothing waits for another attempt"
+    if draft.state is SAGA_FAILED:
+        draft.state = SAGA_STARTED if past_pivot(draft) else SAGA_COMPENSATING
     for position in waiting:
         send(draft, position, draft.record(position))
+    once_more(draft)
     return None
 
 

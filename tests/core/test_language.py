@@ -39,3 +39,22 @@ def test_compensations_that_are_tried_again_run_one_after_the_other_where_the_sa
         assert play(saga, "undo a#2 ok").saga.is_compensated
 
 
+# Trying again because a person asks.
+
+
+def test_a_step_behind_the_pivot_is_tried_again_while_others_still_run() -> None:
+    saga = play(saga_of("a! b c<a", b={}, c={}), "a ok, b fails").saga
+    assert states(saga) == "a completed, b failed, c started"
+    answer = play(saga, "retry")
+    assert shown(answer.commands) == "b#2"
+    assert play(answer.saga, "b#2 ok, c ok").saga.is_completed
+
+
+def test_a_compensation_that_failed_for_good_is_tried_again_while_others_are_still_undone() -> None:
+    saga = play(saga_of("a< b< c<"), "a ok, b ok, c fails, undo b fails").saga
+    assert states(saga) == "a compensating, b failed, c failed"
+    answer = play(saga, "retry")
+    assert shown(answer.commands) == "undo b#2"
+    assert play(answer.saga, "undo b#2 ok, undo a ok").saga.is_compensated
+
+
