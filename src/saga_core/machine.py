@@ -169,8 +169,10 @@ def wake_at(saga: Saga) -> float | None:
     if saga.suspended:
         for position in positions(saga.running | saga.undoing):
             record = saga.record(position)
-            if record.until is not None and not record.waiting:
-                moment = min(moment, record.until)
+            # What waits is not sent before it is resumed, but the time of all its attempts runs on.
+            until = record.expires if record.waiting else record.until
+            if until is not None:
+                moment = min(moment, until)
     else:
         moment = min(moment, min(saga.wakes))
         if saga.ready:

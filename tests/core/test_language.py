@@ -58,3 +58,13 @@ def test_a_compensation_that_failed_for_good_is_tried_again_while_others_are_sti
     assert play(answer.saga, "undo b#2 ok, undo a ok").saga.is_compensated
 
 
+# Suspension.
+
+
+def test_a_suspended_saga_wakes_when_the_time_of_a_waiting_step_is_over() -> None:
+    saga = play(saga_of("a", a={"retry": retry(delay=10), "total_timeout": 30}), "a busy, suspend").saga
+    assert wake_at(saga) == BORN + 30
+    assert transition(saga, TimePassed(BORN + 29)).ignored
+    assert transition(saga, TimePassed(BORN + 30)).saga.is_compensated
+
+
