@@ -317,12 +317,18 @@ def undone(draft: Draft, position: int, record: Progress) -> None:
     bit = 1 << position
     draft.undoing &= ~bit
     draft.stuck &= ~bit
-    error = record.error if record.unknown else None
     put(
         draft,
         position,
         replace(
-            record, state=COMPENSATED, error=error, waiting=False, deferred=False, until=None, expires=None
+            record,
+            state=COMPENSATED,
+            compensation_attempt=record.compensation_attempt - record.waiting,
+            error=record.error if record.unknown else None,
+            waiting=False,
+            deferred=False,
+            until=None,
+            expires=None,
         ),
     )
     _fall(draft, position)

@@ -68,3 +68,11 @@ def test_a_suspended_saga_wakes_when_the_time_of_a_waiting_step_is_over() -> Non
     assert transition(saga, TimePassed(BORN + 30)).saga.is_compensated
 
 
+# What people know.
+
+
+def test_an_attempt_to_undo_that_never_went_out_is_not_counted() -> None:
+    saga = play(saga_of("a b"), "a ok, b fails, undo a busy, resolve a compensated").saga
+    assert saga.step("a").compensation_attempt == 1
+
+
