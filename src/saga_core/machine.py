@@ -140,6 +140,8 @@ def transition(saga: Saga, event: Event) -> Transition:
             return answer
     row = TABLE[type(event)]
     if saga.state not in row.leads:
+        if (step := getattr(event, "step", None)) is not None:
+            saga.plan.position(step)
         return Transition(saga, (), f"saga {saga.id} is {saga.state}: {row.otherwise}")
     draft = open_draft(saga, event.at)
     ignored = row.rule(draft, event)
