@@ -1,0 +1,323 @@
+"""Go through every state that a saga can reach, and check in each what has to hold."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
+
+from msgspec import Struct
+
+from saga_core.errors import SagaError
+from saga_core.machine import new_saga, transition
+from saga_core.model import Progress, Saga
+from saga_core.options import NO_OPTIONS, Options
+from saga_core.plan import Plan, Step
+from saga_core.states import SagaState, StepState
+from saga_core.testing import invariants as rules
+from saga_core.testing.world import (
+    SAGA_ID,
+    Happening,
+    ManualOperation,
+    Result,
+    World,
+    happen,
+    happenings,
+    stale,
+    without_jitter,
+)
+
+Invariant = Callable[..., str | None]
+Key = tuple[object, ...]
+
+
+class Violation(SagaError, AssertionError):
+    """Something does not hold. `problem` says what; `trace` is the shortest way there, a transcript to `play`.
+
+    It is an AssertionError too, so that test runners report it as what it is: a test that failed.
+    """
+
+    def __init__(self, problem: str, trace: str, length: int) -> None:
+        super().__init__(f"{problem}\n\n{trace}")
+        self.problem = problem
+        self.trace = trace
+        self.length = length
+
+
+class TooManyStates(SagaError):
+    """A saga has more states than the exploration may visit."""
+
+
+class Exploration(Struct, frozen=True):
+    """What was explored. `depth` is the length of the longest of all shortest ways to a state.
+
+    `resting` counts the states in which the saga rests by what they are, `edges` are the moves of the machine that
+    occurred: event, state before, state after.
+    """
+
+    states: int
+    transitions: int
+    depth: int
+    resting: dict[SagaState, int]
+    edges: frozenset[tuple[str, SagaState, SagaState]]
+
+    def __str__(self) -> str:
+        ends = ", ".join(f"{count} {state}" for state, count in self.resting.items())
+        return f"{self.states} states, {self.transitions} transitions, depth {self.depth}; at rest: {ends}"
+
+
+def explore(
+    steps: Sequence[Step[Any]],
+    *,
+    context: object = None,
+    options: Options = NO_OPTIONS,
+    failures: int = 1,
+    operations: Sequence[ManualOperation] = (),
+    invariants: Sequence[Invariant] = (),
+    limit: int = 200_000,
+) -> Exploration:
+    """Visit every state that a saga can reach, breadth first, and check in each what has to hold.
+
+    Every attempt has every outcome: success, skip, a final failure, a retryable one, an unknown outcome, a timeout,
+    "later" and then a callback. They come in every order, twice, and late. `failures` is how many attempts in a row
+    fail so that another one may follow, for each step and each operation. Each of the manual `operations` is asked
+    for at any moment, at most once on each way. Delays have no jitter.
+
+    An invariant is a function of a saga, called for every state, or of (saga before, event, saga after), called for
+    every event that is applied. It returns what is wrong, or None. States that differ only in what can have no
+    effect any more (past attempts, errors, outputs, moments) count as one, and so do, without such functions, states
+    in which steps that are alike in everything but their names have changed places.
+
+    Raises: DefinitionError, PayloadError; Violation with the shortest trace; TooManyStates beyond `limit`.
+    """
+    saga = new_saga("explored", without_jitter(steps), context, id=SAGA_ID, at=0.0, options=options)
+    return _Search(saga, failures, tuple(operations), tuple(invariants), limit).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        saga: Saga,
+        failures: int,
+        operations: tuple[ManualOperation, ...],
+        invariants: tuple[Invariant, ...],
+        limit: int,
+    ) -> None:
+        self.failures, self.operations, self.limit = failures, operations, limit
+        self.of_states = [one for one in invariants if len(signature(one).parameters) == 1]
+        self.of_events = [one for one in invariants if len(signature(one).parameters) != 1]
+        self.symmetric = not invariants
+        self.deciding = sum(1 << place for place, one in enumerate(operations) if one in ("resolve", "skip"))
+        self.shapes: dict[str, tuple[rules.Shape, tuple[tuple[int, ...], ...]]] = {}
+        self.worlds = [World(0.0, (saga,))]
+        self.keys = {self._key(self.worlds[0]): 0}
+        self.came: list[tuple[int, Happening] | None] = [None]
+        self.depths = [0]
+        self.before: list[list[int]] = [[]]
+        self.edges: set[tuple[str, SagaState, SagaState]] = set()
+        self.transitions = 0
+
+    def run(self) -> Exploration:
+        self._check_world(0)
+        index = 0
+        while index < len(self.worlds):
+            self._visit(index)
+            index += 1
+        self._check_ends()
+        rest = Counter(world.sagas[0].state for world in self.worlds if world.sagas[0].at_rest)
+        resting = {state: rest[state] for state in SagaState if state in rest}
+        return Exploration(
+            len(self.worlds), self.transitions, max(self.depths), resting, frozenset(self.edges)
+        )
+
+    def _visit(self, index: int) -> None:
+        world = self.worlds[index]
+        for happening in happenings(world, self.failures, self.operations):
+            try:
+                result = happen(world, happening)
+                problem = self._check_result(happening, result)
+            except Exception as error:
+                self._violated(f"{type(error).__name__} is raised: {error}", index, happening)
+                raise
+            if problem is not None:
+                self._violated(problem, index, happening)
+            if result.answer is None or result.answer.ignored is None or result.world.notes != world.notes:
+                self._arrive(index, happening, result.world)
+        for saga, event in stale(world):
+            answer = transition(saga, event)
+            if answer.saga is not saga or answer.commands or answer.ignored is None:
+                happening = Happening(saga.id, event.at, event)
+                self._violated(
+                    "a message that is late, or came twice, changes something (I2)", index, happening
+                )
+
+    def _check_result(self, happening: Happening, result: Result) -> str | None:
+        before, event, answer = result.before, result.event, result.answer
+        if before is None or event is None or answer is None:
+            return None
+        if answer.ignored is not None:
+            if answer.saga is not before or answer.commands:
+                return "an event is said to be ignored, and changes something"
+            return None if happening.may_be_ignored else f"what is awaited is ignored: {answer.ignored}"
+        self.edges.add((type(event).__name__, before.state, answer.saga.state))
+        problem = rules.check_transition(before, event, answer, self._shape(before.plan)[0])
+        if problem is None:
+            problem = next(filter(None, (one(before, event, answer.saga) for one in self.of_events)), None)
+        return problem
+
+    def _arrive(self, index: int, happening: Happening, world: World) -> None:
+        self.transitions += 1
+        key = self._key(world)
+        found = self.keys.get(key)
+        if found is None:
+            found = len(self.worlds)
+            if found >= self.limit:
+                raise TooManyStates(
+                    f"There are more than {self.limit} states; explore with fewer failures or operations, or a part "
+                    f"of the saga, or raise the limit"
+                )
+            self.keys[key] = found
+            self.worlds.append(world)
+            self.came.append((index, happening))
+            self.depths.append(self.depths[index] + 1)
+            self.before.append([])
+            self._check_world(found)
+        if not happening.operation:
+            self.before[found].append(index)
+
+    def _check_world(self, index: int) -> None:
+        world = self.worlds[index]
+        for saga in world.sagas:
+            try:
+                problem = rules.check_state(saga, self._shape(saga.plan)[0], world.now)
+                if problem is None and (saga.at_rest or index % 64 == 0):
+                    problem = rules.check_stored(saga)
+                if problem is None:
+                    problem = next(filter(None, (one(saga) for one in self.of_states)), None)
+            except Exception as error:
+                self._violated(f"{type(error).__name__} is raised: {error}", index)
+                raise
+            if problem is not None:
+                self._violated(problem, index)
+        if len(world.sagas) > 1:
+            problem = rules.check_children(world.sagas, bool(world.used & self.deciding))
+            if problem is not None:
+                self._violated(problem, index)
+
+    def _check_ends(self) -> None:
+        """Go back from every world that is at rest, or waits for a person; whatever is not met never gets there."""
+        reached = [_needs_nothing(world) for world in self.worlds]
+        todo = [index for index, found in enumerate(reached) if found]
+        while todo:
+            for index in self.before[todo.pop()]:
+                if not reached[index]:
+                    reached[index] = True
+                    todo.append(index)
+        if not all(reached):
+            self._violated("from here the saga never comes to rest (I1)", reached.index(False))
+
+    def _violated(self, problem: str, index: int, last: Happening | None = None) -> None:
+        way = [] if last is None else [last]
+        came = self.came[index]
+        while came is not None:
+            index, happening = came
+            way.append(happening)
+            came = self.came[index]
+        way.reverse()
+        raise Violation(problem, "\n".join(map(str, way)), len(way))
+
+    def _shape(self, plan: Plan) -> tuple[rules.Shape, tuple[tuple[int, ...], ...]]:
+        found = self.shapes.get(plan.id)
+        if found is None:
+            found = self.shapes[plan.id] = rules.shape_of(plan), _twins(plan) if self.symmetric else ()
+        return found
+
+    def _key(self, world: World) -> Key:
+        now = world.now
+        if len(world.sagas) == 1:
+            saga = world.sagas[0]
+            return (world.used, *_saga_key(saga, now, self._shape(saga.plan)[1]))
+        return (
+            world.used,
+            world.notes,
+            *((saga.id, *_saga_key(saga, now, self._shape(saga.plan)[1])) for saga in world.sagas),
+        )
+
+
+def _needs_nothing(world: World) -> bool:
+    first, *others = world.sagas
+    return first.at_rest or first.suspended or any(one.suspended or one.is_failed for one in others)
+
+
+def _saga_key(saga: Saga, now: float, twins: tuple[tuple[int, ...], ...]) -> Key:
+    plan = saga.plan
+    steps = [
+        _step_key(record, now, step.child is not None)
+        for record, step in zip(saga.records(), plan.steps, strict=True)
+    ]
+    for group in twins:
+        ordered = sorted((steps[position] for position in group), key=repr)
+        for position, key in zip(group, ordered, strict=True):
+            steps[position] = key
+    clock: float | None = None
+    if saga.at_rest:
+        pass
+    elif plan.deadline - now < float("inf") and not saga.past_pivot:
+        clock = round(max(plan.deadline - now, 0.0), 3)
+    start_at = plan.options.start_at
+    delay = round(max(start_at - now, 0.0), 3) if start_at is not None else 0.0
+    return (saga.state, saga.suspended, clock, delay, *steps)
+
+
+def _step_key(record: Progress, now: float, child: bool) -> Key:
+    state = record.state
+    attempt, undo, forgiven = record.attempt, record.compensation_attempt, record.forgiven
+    if state is StepState.STARTED:
+        return (
+            state,
+            attempt,
+            forgiven,
+            None if record.until is None else round(max(record.until - now, 0.0), 3),
+            None if record.expires is None else round(max(record.expires - now, 0.0), 3),
+            record.waiting,
+            record.deferred,
+            record.unknown,
+        )
+    if state is StepState.COMPENSATING:
+        until = None if record.until is None else round(max(record.until - now, 0.0), 3)
+        return (
+            state,
+            attempt if child else 0,
+            undo,
+            forgiven,
+            until,
+            record.waiting,
+            record.deferred,
+        )
+    if state is StepState.FAILED:
+        return (state, attempt, undo, forgiven, record.unknown, record.standing < 0)
+    if state is StepState.PENDING:
+        return (state, record.skip)
+    return (state, attempt if child else 0, record.unknown and state is StepState.SKIPPED)
+
+
+def _twins(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    """Return groups of steps that are alike in everything but their names."""
+    if plan.options.compensation_order == "sequential":
+        return ()
+    graph = plan.graph
+    alike: dict[str, list[int]] = {}
+    for position, step in enumerate(plan.steps):
+        if step.child is None and not step.pivot:
+            what = (
+                graph.dependencies[position],
+                graph.dependents[position],
+                step.when,
+                step.retry,
+                step.compensation_retry,
+                step.timeout,
+                step.total_timeout,
+                step.compensation_timeout,
+                step.compensation is None,
+            )
+            alike.setdefault(repr(what), []).append(position)
+    return tuple(tuple(group) for group in alike.values() if len(group) > 1)
