@@ -11,9 +11,12 @@ from saga_core.errors import SagaError
 from saga_core.machine import new_saga, transition
 from saga_core.model import Progress, Saga
 from saga_core.options import NO_OPTIONS, Options
-from saga_core.plan import Plan, Step
+from saga_core.plan import Plan, Step, plan_saga
 from saga_core.states import SagaState, StepState
 from saga_core.testing import invariants as rules
+from saga_core.testing.definitions import write_definition
+from saga_core.testing.inputs import write_happening
+from saga_core.testing.transcript import play
 from saga_core.testing.world import (
     SAGA_ID,
     Happening,
@@ -89,19 +92,22 @@ def explore(
 
     Raises: DefinitionError, PayloadError; Violation with the shortest trace; TooManyStates beyond `limit`.
     """
+    plan = plan_saga("explored", steps, context, id=SAGA_ID, at=0.0, options=options)
     saga = new_saga("explored", without_jitter(steps), context, id=SAGA_ID, at=0.0, options=options)
-    return _Search(saga, failures, tuple(operations), tuple(invariants), limit).run()
+    return _Search(plan, saga, failures, tuple(operations), tuple(invariants), limit).run()
 
 
 class _Search:
     def __init__(
         self,
+        plan: Plan,
         saga: Saga,
         failures: int,
         operations: tuple[ManualOperation, ...],
         invariants: tuple[Invariant, ...],
         limit: int,
     ) -> None:
+        self.plan = plan
         self.failures, self.operations, self.limit = failures, operations, limit
         self.of_states = [one for one in invariants if len(signature(one).parameters) == 1]
         self.of_events = [one for one in invariants if len(signature(one).parameters) != 1]
@@ -223,7 +229,7 @@ class _Search:
             way.append(happening)
             came = self.came[index]
         way.reverse()
-        raise Violation(problem, "\n".join(map(str, way)), len(way))
+        raise Violation(problem, _told(self.plan, self.worlds[0], way), len(way))
 
     def _shape(self, plan: Plan) -> tuple[rules.Shape, tuple[tuple[int, ...], ...]]:
         found = self.shapes.get(plan.id)
@@ -241,6 +247,19 @@ class _Search:
             world.notes,
             *((saga.id, *_saga_key(saga, now, self._shape(saga.plan)[1])) for saga in world.sagas),
         )
+
+
+def _told(plan: Plan, world: World, way: Sequence[Happening]) -> str:
+    """Return a way through the worlds as a transcript."""
+    lines = [*write_definition(plan), "", "> start"]
+    try:
+        for happening in way:
+            lines += ["", write_happening(world, happening)]
+            world = happen(world, happening).world
+        return play("\n".join(lines))
+    except Exception as error:
+        # The last step of the way is what makes the machine raise.
+        return "\n".join([*lines, f"  raises {type(error).__name__}: {error}"])
 
 
 def _needs_nothing(world: World) -> bool:
