@@ -379,7 +379,7 @@ TABLE: dict[type[Event], Row] = {
     SuspendRequested: Row(suspend_requested, {_ON: (_ON,), _BACK: (_BACK,)}, "nothing new starts anyhow"),
     ResumeRequested: Row(
         resume_requested,
-        {_ON: (_ON, _OVER, _BACK, _GONE), _BACK: (_BACK, _GONE, _HALF)},
+        {_ON: (_ON, _OVER, _BACK, _GONE, _HALF), _BACK: (_BACK, _GONE, _HALF)},
         "it is not suspended",
     ),
 }
