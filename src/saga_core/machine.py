@@ -41,7 +41,6 @@ from saga_core.draft import (
     Transition,
     close,
     command_for,
-    due,
     open_draft,
     plain,
     positions,
@@ -80,6 +79,7 @@ from saga_core.moves import (
     fire,
     forward_again,
     give_up,
+    send_due,
     settle,
     skip,
     too_early,
@@ -238,6 +238,7 @@ def _step_failed(draft: Draft, event: StepFailed) -> str | None:
     if record.state is not STARTED or record.attempt != event.attempt or record.waiting:
         return _not_awaited(event.step, event.attempt, record)
     fail_attempt(draft, position, event.error, unknown=event.unknown)
+    send_due(draft, (position,))
     return None
 
 
@@ -265,6 +266,7 @@ def _compensation_failed(draft: Draft, event: CompensationFailed) -> str | None:
     if record.state is not COMPENSATING or record.compensation_attempt != event.attempt or record.waiting:
         return _not_awaited(event.step, event.attempt, record, "compensate")
     fail_compensation(draft, position, event.error)
+    send_due(draft, (position,))
     return None
 
 
@@ -308,8 +310,7 @@ def _time_passed(draft: Draft, event: TimePassed) -> str | None:
         for position in positions(draft.running):
             record = draft.record(position)
             give_up(draft, position, replace(record, error=error, executed_at=event.at, unknown=True))
-    for position in due(draft):
-        fired |= fire(draft, position)
+    fired |= fire(draft)
     if draft.ready and not draft.suspended and not too_early(draft):
         fired = True
         begin_ready(draft)

@@ -5,6 +5,7 @@ it can be undone when that is 0, and its bit is then in `tips`. So the way back 
 has to be searched for when a saga fails. And no move recurses: a thousand skipped steps are a loop.
 """
 
+from collections.abc import Iterable
 from math import inf
 
 from msgspec.structs import replace
@@ -26,6 +27,7 @@ from saga_core.draft import (
     Draft,
     Transition,
     command_for,
+    due,
     past_pivot,
     plain,
     positions,
@@ -232,11 +234,19 @@ def next_attempt(
 
 
 def wait(draft: Draft, position: int, record: Progress, until: float) -> None:
-    """Keep the next attempt until its moment; with no delay it goes out at once."""
-    if until <= draft.at and not draft.suspended:
-        send(draft, position, record)
-    else:
-        put(draft, position, replace(record, waiting=True, deferred=False, until=until))
+    """Keep the next attempt until its moment; `send_due` sends it out."""
+    put(draft, position, replace(record, waiting=True, deferred=False, until=until))
+
+
+def send_due(draft: Draft, among: Iterable[int]) -> bool:
+    """Send out the attempts that have waited until now, unless the saga is suspended; False if there are none."""
+    sent = False
+    for position in among:
+        record = draft.record(position)
+        if record.waiting and not draft.suspended and record.until is not None and record.until <= draft.at:
+            send(draft, position, record)
+            sent = True
+    return sent
 
 
 def give_up(draft: Draft, position: int, record: Progress) -> None:
@@ -376,8 +386,18 @@ def _stand_on(record: Progress, change: int) -> Progress:
 # Time
 
 
-def fire(draft: Draft, position: int) -> bool:
-    """Do what is due for a step; False if that has to wait until the saga is resumed."""
+def fire(draft: Draft) -> bool:
+    """Do what is due; False if nothing is, or it has to wait until the saga is resumed.
+
+    What times out comes first: it may turn the saga round, and then no attempt that is due at the same moment begins.
+    """
+    fired = False
+    for position in due(draft):
+        fired |= _time_out(draft, position)
+    return send_due(draft, due(draft)) or fired
+
+
+def _time_out(draft: Draft, position: int) -> bool:
     record = draft.record(position)
     if record.until is None or record.until > draft.at:
         return False
@@ -385,9 +405,7 @@ def fire(draft: Draft, position: int) -> bool:
         error = Failure(TOTAL_TIMEOUT, "the step's time is over, all attempts together")
         fail_attempt(draft, position, error, unknown=not record.waiting)
     elif record.waiting:
-        if draft.suspended:
-            return False
-        send(draft, position, record)
+        return False
     elif record.state is STARTED:
         fail_attempt(draft, position, Failure(TIMEOUT, "no result in time", retryable=True), unknown=True)
     else:

@@ -14,7 +14,6 @@ from saga_core.draft import (
     SAGA_STARTED,
     STARTED,
     Draft,
-    due,
     past_pivot,
     plain,
     positions,
@@ -127,8 +126,7 @@ def resume_requested(draft: Draft, event: ResumeRequested) -> str | None:
     if not draft.suspended:
         return "it is not suspended"
     draft.suspended = False
-    for position in due(draft):
-        fire(draft, position)
+    fire(draft)
     if not too_early(draft):
         begin_ready(draft)
     return None
