@@ -2,15 +2,31 @@
 
 from saga_core.testing.explore import Exploration, TooManyStates, Violation, explore
 from saga_core.testing.replay import Replay, replay
-from saga_core.testing.simulate import Simulation, simulate, simulate_async
+from saga_core.testing.simulate import (
+    Call,
+    Later,
+    Lost,
+    Never,
+    Simulation,
+    SimulationError,
+    simulate,
+    simulate_async,
+)
+from saga_core.testing.transcript import play
 
 __all__ = [
+    "Call",
     "Exploration",
+    "Later",
+    "Lost",
+    "Never",
     "Replay",
     "Simulation",
+    "SimulationError",
     "TooManyStates",
     "Violation",
     "explore",
+    "play",
     "replay",
     "simulate",
     "simulate_async",
