@@ -53,6 +53,7 @@ from saga_core import (
     new_saga,
     transition,
 )
+from saga_core.options import NO_OPTIONS
 
 ID = "01HZY3V9Q8W7X6T5S4R3P2N1M0"
 BORN = 1_700_000_000.0
@@ -70,7 +71,7 @@ _PEOPLE = {
 }
 
 
-def saga_of(steps: str, *, id: str = ID, options: Options = Options(), **more: dict[str, Any]) -> Saga:
+def saga_of(steps: str, *, id: str = ID, options: Options = NO_OPTIONS, **more: dict[str, Any]) -> Saga:
     """Build a saga; `"a b- c"` has three steps, and `b` has no compensation. `b={"timeout": 5}` adds to step `b`."""
     made = [step_of(word) for word in steps.split()]
     made = [replace(step, **more.get(step.name, {})) for step in made]

@@ -80,7 +80,9 @@ def test_an_attempt_to_undo_that_never_went_out_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize("text", ["x ok", "undo x fails", "child x completed", "resolve x failed", "skip x"])
-@pytest.mark.parametrize("events", ["", "a ok, b ok", "a ok, b fails", "a fails", "a ok, b fails, undo a fails"])
+@pytest.mark.parametrize(
+    "events", ["", "a ok, b ok", "a ok, b fails", "a fails", "a ok, b fails, undo a fails"]
+)
 def test_an_unknown_step_is_reported_in_every_state(text: str, events: str) -> None:
     saga = play(saga_of("a b"), events).saga
     with pytest.raises(UnknownStepError, match="no step 'x'"):
