@@ -29,7 +29,7 @@ def use_everything() -> bytes:
             consequences(origin, history, command)
         assert len(part.steps) == 4
         assert part.step("a").name == "a"
-        assert part.position("b") == 1
+        assert part.plan.position("b") == 1
         assert part.context
     assert fold(origin, history) == saga
     return encode_saga(saga)
