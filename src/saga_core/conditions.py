@@ -4,6 +4,7 @@ A condition never raises. What is not there, or is of another type than what it 
 """
 
 from collections.abc import Callable
+from math import isfinite
 from operator import eq, ge, gt, le, lt
 from typing import Any, Literal, cast
 
@@ -47,6 +48,11 @@ def when(path: str, test: Test = "is true", value: Value | tuple[Value, ...] = N
         raise DefinitionError(
             f"The test 'in' takes a tuple of values, and no other does: {path} {test} {value!r}"
         )
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, float) and not isfinite(one):
+            raise DefinitionError(
+                f"A condition cannot compare with a number that JSON lacks: {path} {test} {one}"
+            )
     return Condition(tuple(path.split(".")), test, value)
 
 
@@ -62,6 +68,9 @@ def holds(condition: Condition, context: dict[str, object]) -> bool:
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[object, object], bool]:
     def test(found: object, value: object) -> bool:
+        # Python has an order of truths, as if they were numbers.
+        if isinstance(found, bool) or isinstance(value, bool):
+            return False
         try:
             return compare(found, value)
         except TypeError:
