@@ -136,5 +136,5 @@ def _check_version(body: bytes) -> None:
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, SagaError, UnicodeDecodeError, RecursionError) as error:
         raise CodecError(f"This is no {what} of this library: {error}") from error

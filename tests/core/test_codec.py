@@ -20,6 +20,8 @@ from saga_core import (
     Event,
     Execute,
     Failure,
+    Options,
+    RetryPolicy,
     Saga,
     Step,
     StepFailed,
@@ -295,6 +297,26 @@ def test_a_damaged_message_gives_codec_error_and_nothing_else(data: st.DataObjec
     codec, _, whole = data.draw(st.sampled_from([param.values for param in GOLDEN]))
     start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(whole))] * 2)))
     refused_or_read(codec[1], whole[:start] + data.draw(st.binary(max_size=8)) + whole[end:])
+
+
+@pytest.mark.parametrize(
+    ("kept", "damaged"),
+    [
+        (b'"max_attempts":7', b'"max_attempts":0'),
+        (b'"initial_delay":2.0', b'"initial_delay":-2.0'),
+        (b'"priority":4', b'"priority":40'),
+        (b'"timeout":60.0', b'"timeout":-60.0'),
+        (b'"depends_on":[]', b'"depends_on":["b"]'),
+        (b'"progress":[', b'"progress":[{},'),
+    ],
+)
+def test_a_saga_whose_definition_makes_no_sense_is_refused(kept: bytes, damaged: bytes) -> None:
+    policy = RetryPolicy(max_attempts=7, initial_delay=2)
+    steps = [Step(name="a", action="do", retry=policy, depends_on=()), Step(name="b", action="do")]
+    data = encode_saga(new_saga("trip", steps, id=ID, at=BORN, options=Options(priority=4, timeout=60)))
+    assert data.count(kept) == 1
+    with pytest.raises(CodecError):
+        decode_saga(data.replace(kept, damaged))
 
 
 # Round trips.
