@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 
 from saga_core.draft import positions
-from saga_core.machine import wake_at
 from saga_core.model import Progress, Saga
 from saga_core.plan import Step
 from saga_core.states import ENDED_WELL, SagaState, StepState
@@ -43,7 +42,7 @@ def next_steps(saga: Saga) -> tuple[Step, ...]:
 def progress(saga: Saga) -> float:
     """Return how far a saga has come, from 0 to 1: through its steps, or on the way back through those to undo."""
     states = [record.state for record in saga.records()]
-    if saga.state is SagaState.STARTED or saga.state is SagaState.COMPLETED:
+    if saga.state is SagaState.STARTED or saga.state is SagaState.COMPLETED or saga.past_pivot:
         return sum(state in ENDED_WELL for state in states) / len(states)
     undone = states.count(StepState.COMPENSATED)
     to_undo = undone + sum(
@@ -100,8 +99,8 @@ def _waits(saga: Saga) -> str:
     ]
     if waiting:
         return ", ".join(waiting[:MOST_NAMES])
-    moment = wake_at(saga)
-    return f"its start at {moment}" if saga.ready and moment is not None else ""
+    # What could begin and may not, although nobody suspended the saga, is there before its time.
+    return f"its start at {saga.plan.options.start_at}" if saga.ready and not saga.suspended else ""
 
 
 def _after(record: Progress) -> str:
