@@ -85,7 +85,7 @@ class Execution:
         if awaits(saga, command):
             if isinstance(command, Report):
                 event: Event = ChildRested(
-                    command.step, command.attempt, command.child, command.state, self._clock()
+                    command.step, command.attempt, command.child, command.state, self._clock(), command.asked
                 )
             else:
                 event = await self._run_handler(saga, command)
@@ -145,7 +145,9 @@ class Execution:
             event = ChildRested(command.step, attempt, command.child, SagaState.COMPENSATED, now)
             return (await self._commit(parent, event, command)).commands
         reason = f"its parent {parent.id} is being undone"
-        answer = await self._commit(child, CompensationRequested(reason, now), command)
+        answer = await self._commit(
+            child, CompensationRequested(reason, now, attempt=command.attempt), command
+        )
         if answer.saga.past_pivot:
             error = Failure("child_past_pivot", f"the child saga {child.id} is past its pivot")
             failed = CompensationFailed(command.step, command.attempt, error, now)

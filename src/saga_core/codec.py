@@ -34,6 +34,7 @@ class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     updated_at: float
     completed_at: float | None = None
     suspended: bool = False
+    asked: int = 0
 
 
 _saga = msgspec.json.Decoder(_Kept)
@@ -83,6 +84,7 @@ def encode_saga(saga: Saga) -> bytes:
             saga.updated_at,
             saga.completed_at,
             saga.suspended,
+            saga.asked,
         )
     )
 
@@ -106,6 +108,7 @@ def decode_saga(data: bytes) -> Saga:
             kept.updated_at,
             kept.completed_at,
             kept.suspended,
+            kept.asked,
         )
     except (SagaError, LookupError) as error:
         raise CodecError(f"This is no saga of this library: {error}") from error

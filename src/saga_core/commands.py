@@ -48,13 +48,17 @@ class CompensateChild(Struct, frozen=True, gc=False, tag_field="operation", tag=
 
 
 class Report(Struct, frozen=True, gc=False, tag_field="operation", tag="report"):
-    """Tell a parent saga how its child came to rest. `attempt` is that of the parent's step which started it."""
+    """Tell a parent saga how its child came to rest. `attempt` is that of the parent's step which started it.
+
+    `asked` is the latest attempt to undo it that the child knows of, so that its parent can tell an old report by it.
+    """
 
     saga: str
     step: str
     attempt: int
     child: str
     state: SagaState
+    asked: int = 0
     version: int = 1
 
 

@@ -28,6 +28,7 @@ class Draft(Struct, gc=False):
     state: SagaState
     progress: Chunks
     suspended: bool
+    asked: int
     running: int
     undoing: int
     ready: int
@@ -57,6 +58,7 @@ def open_draft(saga: Saga, at: float) -> Draft:
         saga.state,
         saga.progress,
         saga.suspended,
+        saga.asked,
         saga.running,
         saga.undoing,
         saga.ready,
@@ -73,7 +75,7 @@ def close(draft: Draft, revision: int) -> Transition:
     plan, state, at = draft.plan, draft.state, draft.at
     resting = state in RESTING
     if resting and plan.parent is not None:
-        draft.commands.append(report(plan, state))
+        draft.commands.append(report(plan, state, draft.asked))
     return Transition(
         Saga(
             plan,
@@ -83,6 +85,7 @@ def close(draft: Draft, revision: int) -> Transition:
             at,
             at if resting else None,
             draft.suspended and not resting,
+            draft.asked,
             draft.running,
             draft.undoing,
             draft.ready,
@@ -138,11 +141,11 @@ def command_for(plan: Plan, position: int, record: Progress) -> Command:
     return CompensateChild(plan.id, step.name, attempt, child_id(plan.id, position, record.attempt))
 
 
-def report(plan: Plan, state: SagaState) -> Report:
+def report(plan: Plan, state: SagaState, asked: int) -> Report:
     """Return the command that tells a saga's parent how it came to rest."""
     parent = plan.parent
     assert parent is not None
-    return Report(parent.saga, parent.step, parent.attempt, plan.id, state)
+    return Report(parent.saga, parent.step, parent.attempt, plan.id, state, asked)
 
 
 def past_pivot(draft: Draft) -> bool:

@@ -74,13 +74,14 @@ class CompensationDeferred(Struct, frozen=True, gc=False, tag="compensation_defe
 
 
 class ChildRested(Struct, frozen=True, gc=False, tag="child_rested"):
-    """The child saga that an attempt of a step had started came to rest."""
+    """The child saga that an attempt of a step had started came to rest. `asked` is that of `Report`."""
 
     step: str
     attempt: int
     child: str
     state: SagaState
     at: float
+    asked: int = 0
 
 
 class TimePassed(Struct, frozen=True, gc=False, tag="time_passed"):
@@ -90,11 +91,15 @@ class TimePassed(Struct, frozen=True, gc=False, tag="time_passed"):
 
 
 class CompensationRequested(Struct, frozen=True, gc=False, tag="compensation_requested", omit_defaults=True):
-    """Somebody asked for the saga to be undone, or for a failed undoing to be tried again."""
+    """Somebody asked for the saga to be undone, or for a failed undoing to be tried again.
+
+    `attempt` numbers the orders of its parent to undo a child; 0 is a person's.
+    """
 
     reason: str
     at: float
     by: str = ""
+    attempt: int = 0
 
 
 class CancelRequested(Struct, frozen=True, gc=False, tag="cancel_requested", omit_defaults=True):

@@ -159,7 +159,7 @@ def outstanding(saga: Saga) -> tuple[Command, ...]:
         if (record := saga.record(position)).is_out
     ]
     if saga.at_rest and saga.plan.parent is not None:
-        out.append(report(saga.plan, saga.state))
+        out.append(report(saga.plan, saga.state, saga.asked))
     return tuple(out)
 
 
@@ -293,6 +293,14 @@ def _child_rested(draft: Draft, event: ChildRested) -> str | None:
         fail_attempt(draft, position, error, unknown=False)
     elif record.state is COMPENSATING and not record.waiting and event.state is SAGA_COMPENSATED:
         undone(draft, position, record)
+    elif (
+        record.state is COMPENSATING
+        and event.state is SAGA_FAILED
+        and event.asked != record.compensation_attempt
+    ):
+        return (
+            f"the child saga {event.child} had failed before attempt {record.compensation_attempt} to undo it"
+        )
     elif record.state is COMPENSATING and not record.waiting and event.state is SAGA_FAILED:
         error = Failure("child_failed", f"the child saga {event.child} could not be undone; see to it first")
         fail_compensation(draft, position, error)
@@ -358,8 +366,8 @@ TABLE: dict[type[Event], Row] = {
     ),
     CompensationRequested: Row(
         compensation_requested,
-        {_ON: (_BACK, _GONE), _OVER: (_BACK, _GONE), _HALF: (_BACK,)},
-        "it is being undone, or is undone, already",
+        {_ON: (_BACK, _GONE), _OVER: (_BACK, _GONE), _BACK: (_BACK,), _HALF: (_BACK,)},
+        "it is undone already",
     ),
     CancelRequested: Row(compensation_requested, {_ON: (_BACK, _GONE)}, "it cannot be cancelled any more"),
     RetryRequested: Row(

@@ -64,7 +64,8 @@ class Saga(Struct, frozen=True):
     """A saga at one moment. `revision` counts the events applied; times are seconds since 1970, UTC.
 
     `context`, and the inputs and outputs of `steps`, are read anew from the kept bytes each time they are asked
-    for: changing what they return changes nothing in the saga. `completed_at` is when it came to rest.
+    for: changing what they return changes nothing in the saga. `completed_at` is when it came to rest. `asked` is the
+    latest attempt of its parent to undo it, should it be a child.
 
     The last six fields follow from the others, and save looking at every step. Five are masks with a bit per step:
     `running` has been started, `undoing` is being compensated, `ready` could start and may not yet, `tips` has ended
@@ -79,6 +80,7 @@ class Saga(Struct, frozen=True):
     updated_at: float
     completed_at: float | None = None
     suspended: bool = False
+    asked: int = 0
     running: int = 0
     undoing: int = 0
     ready: int = 0
@@ -224,9 +226,10 @@ def rebuild(
     updated_at: float,
     completed_at: float | None,
     suspended: bool,
+    asked: int = 0,
 ) -> Saga:
     """Return the saga of which this is kept, with everything that follows from it worked out."""
-    saga = Saga(plan, state, revision, progress, updated_at, completed_at, suspended)
+    saga = Saga(plan, state, revision, progress, updated_at, completed_at, suspended, asked)
     running = undoing = ready = tips = stuck = 0
     past_pivot, dependencies = saga.past_pivot, plan.graph.dependencies
     for position, record in enumerate(saga.records()):
@@ -256,6 +259,7 @@ def rebuild(
         updated_at,
         completed_at,
         suspended,
+        asked,
         running,
         undoing,
         ready,

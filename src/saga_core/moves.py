@@ -98,6 +98,7 @@ def advance(saga: Saga, event: StepSucceeded) -> Transition | None:
             event.at,
             ended,
             False,
+            saga.asked,
             running,
             saga.undoing,
             saga.ready,

@@ -10,6 +10,7 @@ from saga_core.draft import (
     COMPLETED,
     PENDING,
     SAGA_COMPENSATING,
+    SAGA_COMPLETED,
     SAGA_FAILED,
     SAGA_STARTED,
     STARTED,
@@ -45,9 +46,21 @@ from saga_core.plan import Failure
 
 
 def compensation_requested(draft: Draft, event: CompensationRequested | CancelRequested) -> str | None:
-    """Undo a saga, or try the undoing once more that had failed."""
+    """Undo a saga, or try the undoing once more that had failed.
+
+    Orders of a parent are numbered: one that is delivered again must not start a child again that has failed since.
+    """
+    asked = event.attempt if isinstance(event, CompensationRequested) else 0
     if past_pivot(draft):
         return "it is past its pivot, and goes forward only"
+    if asked:
+        if asked <= draft.asked:
+            return f"its parent has asked for attempt {asked} before"
+        draft.asked = asked
+    elif draft.state is SAGA_COMPENSATING:
+        return "it is being undone already"
+    elif draft.state is SAGA_COMPLETED and draft.plan.parent is not None:
+        return f"its parent counts on it; compensate saga {draft.plan.parent.saga}"
     if draft.state is SAGA_FAILED:
         draft.state = SAGA_COMPENSATING
         once_more(draft)

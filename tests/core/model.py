@@ -55,6 +55,7 @@ class Model:
         self.id, self.context, self.options, self.is_child = id, context, options, is_child
         self.state = "started"
         self.suspended = False
+        self.asked = 0
         self.revision = 0
         self.updated_at = self.created_at = at
         self.completed_at: float | None = None
@@ -180,7 +181,7 @@ class Model:
                 self._fail(step, error, event.at, unknown=False)
             case "compensating", "compensated" if step["phase"] != "waiting":
                 self._undone(step)
-            case "compensating", "failed" if step["phase"] != "waiting":
+            case "compensating", "failed" if step["phase"] != "waiting" and step["undo_attempt"] == event.asked:
                 error = Failure(
                     "child_failed", f"the child saga {event.child} could not be undone; see to it first"
                 )
@@ -224,9 +225,15 @@ class Model:
             fired |= self._send_if_due(step, at)
         return fired
 
-    def _note_wish_to_undo(self, event: Event) -> bool:
-        states = ("started",) if isinstance(event, CancelRequested) else ("started", "completed", "failed")
-        if self.state not in states or self._past_pivot():
+    def _note_wish_to_undo(self, event: CompensationRequested | CancelRequested) -> bool:
+        cancel = isinstance(event, CancelRequested)
+        if self.state == "compensated" or (cancel and self.state != "started") or self._past_pivot():
+            return False
+        if not cancel and event.attempt:
+            if event.attempt <= self.asked:
+                return False
+            self.asked = event.attempt
+        elif self.state == "compensating" or (self.state == "completed" and self.is_child):
             return False
         if self.state == "failed":
             self._forgive()

@@ -56,7 +56,7 @@ OF_A_STEP = (
     "unknown",
     "skip",
 )
-OF_A_SAGA = ("state", "revision", "suspended", "updated_at", "completed_at")
+OF_A_SAGA = ("state", "revision", "suspended", "asked", "updated_at", "completed_at")
 
 
 def model_of(definition: Definition, saga: Saga) -> Model:

@@ -283,12 +283,17 @@ class Walk:
             case "child", which, state:
                 children = [step for step in self.saga.steps if step.child is not None]
                 for step in chosen(children, which):
-                    yield ChildRested(step.name, step.attempt or 1, ID, SagaState(state), self.now)
+                    # Half of them know of the latest attempt to undo the child, half do not.
+                    asked = max(step.compensation_attempt - which % 2, 0)
+                    yield ChildRested(step.name, step.attempt or 1, ID, SagaState(state), self.now, asked)
             case "resolve", which, state:
                 name = steps[which % len(steps)].name
                 yield StepResolved(name, state, "I looked", self.now, "Ann", Raw(b'{"by":"Ann"}'))
             case "skip", which:
                 yield SkipRequested(steps[which % len(steps)].name, "not needed", self.now)
+            case "person", "compensate" if self.saga.plan.parent is not None and len(self.history) % 3:
+                # By turns a person wishes it, or the parent orders it, for the first or the second time.
+                yield CompensationRequested("its parent asked", self.now, attempt=len(self.history) % 3)
             case "person", what:
                 kind = {
                     "compensate": CompensationRequested,

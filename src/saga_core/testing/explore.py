@@ -146,7 +146,7 @@ class _Search:
                 raise
             if problem is not None:
                 self._violated(problem, index, happening)
-            if result.answer is None or result.answer.ignored is None or result.world.notes != world.notes:
+            if result.answer is None or result.answer.ignored is None:
                 self._arrive(index, happening, result.world)
         for saga, event in stale(world):
             answer = transition(saga, event)
@@ -244,7 +244,7 @@ class _Search:
             return (world.used, *_saga_key(saga, now, self._shape(saga.plan)[1]))
         return (
             world.used,
-            world.notes,
+            world.rested,
             *((saga.id, *_saga_key(saga, now, self._shape(saga.plan)[1])) for saga in world.sagas),
         )
 
@@ -284,7 +284,7 @@ def _saga_key(saga: Saga, now: float, twins: tuple[tuple[int, ...], ...]) -> Key
         clock = round(max(plan.deadline - now, 0.0), 3)
     start_at = plan.options.start_at
     delay = round(max(start_at - now, 0.0), 3) if start_at is not None else 0.0
-    return (saga.state, saga.suspended, clock, delay, *steps)
+    return (saga.state, saga.suspended, saga.asked, clock, delay, *steps)
 
 
 def _step_key(record: Progress, now: float, child: bool) -> Key:

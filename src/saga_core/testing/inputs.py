@@ -112,6 +112,8 @@ def _read(saga: Saga, world: World, words: str, at: float) -> Event | StartChild
             return StepResolved(name_of(step), state, reason, at, by, output)
         case "ask", ["to", "skip", step]:
             return SkipRequested(name_of(step), reason, at, by)
+        case "compensate", [number] if number.startswith("#"):
+            return CompensationRequested(reason, at, by, int(number[1:]))
         case _, [] if verb in _ASKED:
             return cast("Event", _ASKED[verb](reason, at, by))
         case _, ["undo", _, *_]:
@@ -170,7 +172,10 @@ def _rested(saga: Saga, world: World, rest: list[str], at: float) -> ChildRested
     found = world.saga(child)
     if found is None:
         raise TranscriptError(f"step {step!r} has started no child")
-    return ChildRested(step, attempt, child, SagaState(rest[0]) if rest else found.state, at)
+    if not rest:
+        return ChildRested(step, attempt, child, found.state, at, found.asked)
+    asked = int(rest[2]) if rest[1:2] == ["asked"] else 0
+    return ChildRested(step, attempt, child, SagaState(rest[0]), at, asked)
 
 
 def _step_and_attempt(tokens: list[str]) -> tuple[str, int | None]:
@@ -198,13 +203,16 @@ def _written(saga: Saga, what: Event | StartChild | CompensateChild) -> str:
             return f"ask to skip {quoted(what.step)}"
         case ChildRested():
             latest = saga.progress_of(what.step).attempt == what.attempt
-            return f"report {_target(what.step, what.attempt, latest)} {what.state}"
+            asked = f" asked {what.asked}" if what.asked else ""
+            return f"report {_target(what.step, what.attempt, latest)} {what.state}{asked}"
         case StepSucceeded() | StepSkipped() | StepDeferred() | StepFailed():
             latest = saga.progress_of(what.step).attempt == what.attempt
             return _said("", what, _target(what.step, what.attempt, latest))
         case CompensationSucceeded() | CompensationDeferred() | CompensationFailed():
             latest = saga.progress_of(what.step).compensation_attempt == what.attempt
             return _said("undo ", what, _target(what.step, what.attempt, latest))
+        case CompensationRequested() if what.attempt:
+            return f"compensate #{what.attempt}"
         case _:
             return _WORDS[type(what)]
 

@@ -151,6 +151,8 @@ def check_children(sagas: Sequence[Saga], first_resolved: bool) -> str | None:
     for child in sagas[1:]:
         assert child.plan.parent is not None
         parent = by_id[child.plan.parent.saga]
+        if parent.progress_of(child.plan.parent.step).attempt != child.plan.parent.attempt:
+            continue
         wanted = {SagaState.COMPLETED: SagaState.COMPLETED, SagaState.COMPENSATED: SagaState.COMPENSATED}
         if not first_resolved and child.state is not wanted.get(parent.state, child.state):
             return f"saga {parent.name!r} is {parent.state}, and its child {child.name!r} is {child.state}"
@@ -259,6 +261,7 @@ def _check_kept(saga: Saga) -> str | None:
         saga.updated_at,
         saga.completed_at,
         saga.suspended,
+        saga.asked,
     )
     if again == saga:
         return None

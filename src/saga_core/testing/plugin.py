@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from saga_core.testing.explore import explore
 
+from saga_core.testing.explore import explore
 from saga_core.testing.replay import replay
 from saga_core.testing.simulate import simulate, simulate_async
 

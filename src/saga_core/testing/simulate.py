@@ -258,11 +258,16 @@ class _World:
                 self.commands.extend(outstanding(child))
         elif isinstance(command, CompensateChild):
             before = self.sagas[command.child]
-            self._apply(command.child, CompensationRequested("its parent is undone", self.now))
+            self._apply(
+                command.child,
+                CompensationRequested("its parent is undone", self.now, attempt=command.attempt),
+            )
             if self.sagas[command.child] is before:
                 self.commands.extend(outstanding(before))
         else:
-            rested = ChildRested(command.step, command.attempt, command.child, command.state, self.now)
+            rested = ChildRested(
+                command.step, command.attempt, command.child, command.state, self.now, command.asked
+            )
             self._apply(command.saga, rested)
 
     def _pass_time(self) -> bool:

@@ -72,28 +72,26 @@ def play(text: str) -> str:
 
 
 def _let_happen(world: World, happening: Happening) -> tuple[World, list[str]]:
+    """Let something happen, and return the world after it with what there is to say."""
     result = happen(world, happening)
-    if result.answer is None:
-        assert isinstance(happening.what, StartChild)
-        child = result.world.saga(happening.what.child)
-        assert child is not None
+    if result.before is None or result.answer is None:
+        child = next(saga for saga in result.world.sagas if saga.id == happening.what.child)  # type: ignore[union-attr]
         if world.saga(child.id) is not None:
             return world, ["  ignored: the child has been started"]
-        return result.world, [f"  in {quoted(happening.what.step)}:", *_begun(child)]
-    assert result.before is not None
-    answer, before = result.answer, result.before
-    outputs: list[str] = []
-    if before.plan.parent is not None and happening.saga != before.id:
-        outputs.append(f"  in {quoted(before.plan.parent.step)}:")
-        if world.saga(before.id) is None:
-            outputs += _begun(before)
+        return result.world, _within(child, _begun(child))
+    before, answer = result.before, result.answer
     if answer.ignored is not None:
         why = answer.ignored.replace(f"saga {before.id}: ", "").replace(f"saga {before.id}", "the saga")
-        outputs.append(f"  ignored: {why}")
+        outputs = [f"  ignored: {why}"]
     else:
-        outputs += _changed(before, answer.saga)
-        outputs += [f"  -> {command_text(command)}" for command in answer.commands]
-    return result.world, outputs
+        outputs = [*_changed(before, answer.saga), *(f"  -> {command_text(one)}" for one in answer.commands)]
+    return result.world, outputs if before.id == happening.saga else _within(before, outputs)
+
+
+def _within(child: Saga, outputs: list[str]) -> list[str]:
+    """Say that it is a child which a command to its parent has changed."""
+    assert child.plan.parent is not None
+    return [f"  in {quoted(child.plan.parent.step)}:", *(f"  {line}" for line in outputs)]
 
 
 def _begun(saga: Saga) -> list[str]:
@@ -137,9 +135,8 @@ def step_text(record: Progress) -> str:
             if record.until is not None:
                 words.append(f", times out at {number_text(record.until)}")
     elif record.state is StepState.FAILED:
-        words.append(f" ({record.error.code if record.error is not None else 'unknown'})")
-        if record.compensation_attempt:
-            words.append(" to be undone")
+        code = record.error.code if record.error is not None else "unknown"
+        words.append(f"{' to be undone' if record.compensation_attempt else ''} ({code})")
     if record.unknown and record.state in (StepState.FAILED, StepState.SKIPPED):
         words.append(", outcome unknown")
     if record.skip:

@@ -36,7 +36,7 @@ from saga_core.model import Progress, Saga
 from saga_core.payload import EMPTY
 from saga_core.plan import Failure, Plan, Step, plan_saga
 from saga_core.retry import NO_RETRY, PATIENT, RetryPolicy
-from saga_core.states import StepState
+from saga_core.states import SagaState, StepState
 
 ManualOperation = Literal["compensate", "cancel", "retry", "resolve", "skip", "suspend", "resume"]
 
@@ -51,14 +51,14 @@ _EVEN_PATIENT = replace(PATIENT, jitter=0.0)
 class World(NamedTuple):
     """Everything at one moment. `sagas` begins with the one in question; its children follow, by their ids.
 
-    `used` is a mask of the manual operations that have been asked for. `notes` hold what is known of children beside
-    their state: how each has come to rest so far, and which orders to be undone were passed on to them.
+    `used` is a mask of the manual operations that have been asked for. `rested` tells how children have come to rest
+    so far, and so which reports may come late: the child, its state, and `asked` as of then.
     """
 
     now: float
     sagas: tuple[Saga, ...]
     used: int = 0
-    notes: frozenset[tuple[str, ...]] = frozenset()
+    rested: frozenset[tuple[str, SagaState, int]] = frozenset()
 
     def saga(self, saga_id: str) -> Saga | None:
         """Return the saga with an id, if there is one."""
@@ -99,13 +99,13 @@ def without_jitter(steps: Sequence[Step[Any]]) -> list[Step[Any]]:
 def happenings(world: World, failures: int, operations: Sequence[ManualOperation]) -> Iterator[Happening]:
     """Go through everything that can happen next."""
     now = world.now
-    wakes = [inf if (wake := wake_at(saga)) is None else max(wake, now) for saga in world.sagas]
+    wakes = [_wake(saga, now, failures) for saga in world.sagas]
     soonest = min(wakes)
     # A timer may be late: a result comes first that comes when the timer is due already.
     moments = (now, soonest) if now < soonest < inf else (now,)
     for saga, wake in zip(world.sagas, wakes, strict=True):
         yield from _results(world, saga, failures, moments)
-        if wake == soonest < inf and not _grows_too_far(saga, wake, failures):
+        if wake == soonest < inf:
             yield Happening(saga.id, wake, TimePassed(wake))
         for place, operation in enumerate(operations):
             if not world.used >> place & 1:
@@ -116,22 +116,32 @@ def happenings(world: World, failures: int, operations: Sequence[ManualOperation
 def happen(world: World, happening: Happening) -> Result:
     """Let something happen."""
     what, at = happening.what, happening.at
-    sagas, notes = {saga.id: saga for saga in world.sagas}, world.notes
-    if isinstance(what, StartChild | CompensateChild):
-        child = sagas.get(what.child)
-        if child is None:
-            parent = sagas[what.saga]
-            attempt = parent.progress_of(what.step).attempt
-            child = child_saga(parent, StartChild(parent.id, what.step, attempt, what.child), at)
-        if isinstance(what, StartChild):
-            return Result(_world(world, child, at, 0, notes))
-        notes |= {("told", what.child, str(what.attempt))}
-        before: Saga = child
-        event: Event = CompensationRequested(REASON, at)
+    if isinstance(what, StartChild):
+        parent = world.saga(what.saga)
+        assert parent is not None
+        return Result(_world(world, world.saga(what.child) or child_saga(parent, what, at), at, 0))
+    if isinstance(what, CompensateChild):
+        saga_id, event = _undo_child(world, what, at)
     else:
-        before, event = sagas[happening.saga], what
+        saga_id, event = happening.saga, what
+    before = world.saga(saga_id)
+    assert before is not None
     answer = transition(before, event)
-    return Result(_world(world, answer.saga, at, happening.operation, notes), before, event, answer)
+    return Result(_world(world, answer.saga, at, happening.operation), before, event, answer)
+
+
+def _undo_child(world: World, command: CompensateChild, at: float) -> tuple[str, Event]:
+    """Return what comes of an order to undo a child, and to which saga."""
+    parent, child = world.saga(command.saga), world.saga(command.child)
+    assert parent is not None
+    if child is None:
+        # It was never started, and will not be, for its parent no longer asks for it.
+        attempt = parent.progress_of(command.step).attempt
+        return parent.id, ChildRested(command.step, attempt, command.child, SagaState.COMPENSATED, at)
+    if child.past_pivot:
+        error = Failure("child_past_pivot", "the child saga is past its pivot")
+        return parent.id, CompensationFailed(command.step, command.attempt, error, at)
+    return child.id, CompensationRequested(REASON, at, attempt=command.attempt)
 
 
 def stale(world: World) -> Iterator[tuple[Saga, Event]]:
@@ -159,17 +169,18 @@ def stale(world: World) -> Iterator[tuple[Saga, Event]]:
                         yield saga, event
             if record.compensation_attempt == 0:
                 yield saga, CompensationSucceeded(step, 1, now)
-    for note in world.notes:
-        if note[0] == "rested":
-            child = world.saga(note[1])
-            if child is not None and child.state != note[2] and child.plan.parent is not None:
-                parent = world.saga(child.plan.parent.saga)
-                assert parent is not None
-                rested = child.plan.parent
-                yield (
-                    parent,
-                    ChildRested(rested.step, rested.attempt, child.id, type(child.state)(note[2]), world.now),
-                )
+    for child_id, state, asked in world.rested:
+        child = world.saga(child_id)
+        assert child is not None
+        assert child.plan.parent is not None
+        step, attempt = child.plan.parent.step, child.plan.parent.attempt
+        parent = world.saga(child.plan.parent.saga)
+        assert parent is not None
+        if asked < child.asked:
+            yield parent, ChildRested(step, attempt, child.id, state, world.now, asked)
+    for child in world.sagas[1:]:
+        for order in range(1, child.asked + 1):
+            yield child, CompensationRequested(REASON, world.now, attempt=order)
 
 
 def manual_events(plan: Plan, operation: ManualOperation, at: float) -> Iterator[Event]:
@@ -196,9 +207,10 @@ _OPERATIONS: dict[str, Any] = {
 }
 
 
-def _world(world: World, saga: Saga, at: float, operation: int, notes: frozenset[tuple[str, ...]]) -> World:
+def _world(world: World, saga: Saga, at: float, operation: int) -> World:
+    rested = world.rested
     if saga.plan.parent is not None and saga.at_rest:
-        notes |= {("rested", saga.id, saga.state)}
+        rested |= {(saga.id, saga.state, saga.asked)}
     if len(world.sagas) == 1 and world.sagas[0].id == saga.id:
         sagas: tuple[Saga, ...] = (saga,)
     else:
@@ -209,7 +221,7 @@ def _world(world: World, saga: Saga, at: float, operation: int, notes: frozenset
         else:
             by_id[saga.id] = saga
         sagas = (first, *(by_id[key] for key in sorted(by_id)))
-    return World(max(at, world.now), sagas, world.used | operation, notes)
+    return World(max(at, world.now), sagas, world.used | operation, rested)
 
 
 def _results(world: World, saga: Saga, failures: int, moments: Sequence[float]) -> Iterator[Happening]:
@@ -224,8 +236,8 @@ def _results(world: World, saga: Saga, failures: int, moments: Sequence[float]) 
             if world.saga(command.child) is None:
                 yield from (Happening(saga.id, at, command) for at in moments)
         elif isinstance(command, CompensateChild):
-            if ("told", command.child, str(command.attempt)) not in world.notes:
-                yield from (Happening(saga.id, at, command, 0, True) for at in moments)
+            # A child that has been told is told again: the message may be delivered twice.
+            yield from (Happening(saga.id, at, command, 0, True) for at in moments)
         else:
             yield from (_reported(command, at) for at in moments)
     for position in positions(saga.running | saga.undoing):
@@ -239,7 +251,7 @@ def _results(world: World, saga: Saga, failures: int, moments: Sequence[float]) 
 
 def _reported(report: Report, at: float) -> Happening:
     # A parent that was told already, or no longer waits, ignores it.
-    event = ChildRested(report.step, report.attempt, report.child, report.state, at)
+    event = ChildRested(report.step, report.attempt, report.child, report.state, at, report.asked)
     return Happening(report.saga, at, event, 0, True)
 
 
@@ -284,15 +296,19 @@ def _undo_results(step: str, attempt: int, at: float, busy: str | None = "busy")
     return events
 
 
-def _grows_too_far(saga: Saga, at: float, failures: int) -> bool:
-    """Whether a timer that is due would bring about an attempt beyond those allowed."""
+def _wake(saga: Saga, now: float, failures: int) -> float:
+    """Return when a saga's timers are due, infinity if never, or if an attempt beyond those allowed would follow."""
+    wake = wake_at(saga)
+    if wake is None:
+        return inf
+    at = max(wake, now)
     for position in positions(saga.running | saga.undoing):
         record = saga.record(position)
         due = record.until is not None and record.until <= at and not record.waiting
         over = record.state is STARTED and record.expires is not None and record.expires <= at
         if due and not over and _grows(saga, position, record, failures):
-            return True
-    return False
+            return inf
+    return at
 
 
 def _grows(saga: Saga, position: int, record: Progress, failures: int) -> bool:
@@ -310,12 +326,14 @@ def _grows(saga: Saga, position: int, record: Progress, failures: int) -> bool:
 
 
 def _without_jitter(step: Step[Any], behind: bool) -> Step[Any]:
-    if step.child is not None:
-        child = step.child
-        return replace(step, child=replace(child, steps=without_jitter(child.steps)))
-    retry = PATIENT if step.retry is None and behind else step.retry
+    child, retry = step.child, step.retry
+    if child is not None:
+        child = replace(child, steps=without_jitter(child.steps))
+    elif retry is None and behind:
+        retry = PATIENT
     return replace(
         step,
+        child=child,
         retry=None if retry is None else _even(retry),
         compensation_retry=_even(step.compensation_retry or PATIENT),
     )
