@@ -49,19 +49,22 @@ def rabbitmq(pytestconfig: pytest.Config) -> Iterator[RabbitMQ | External]:
         yield rabbit
 
 
-@pytest.fixture
-def private_rabbitmq(rabbitmq: RabbitMQ | External) -> Iterator[RabbitMQ]:
-    """A node to be killed and restarted, running when the test begins and when the next one does.
-
-    It is the session's own node. Where the session has an external broker, it is one for this test alone.
-    """
+@pytest.fixture(scope="session")
+def private_node(rabbitmq: RabbitMQ | External) -> Iterator[RabbitMQ]:
+    """The private node of this session, which is another broker than `rabbitmq` only where that is external."""
     if isinstance(rabbitmq, RabbitMQ):
         yield rabbitmq
-        if not rabbitmq.running:
-            rabbitmq.restart()
     else:
         with RabbitMQ() as rabbit:
             yield rabbit
+
+
+@pytest.fixture
+def private_rabbitmq(private_node: RabbitMQ) -> Iterator[RabbitMQ]:
+    """A node to kill and restart, which runs when the test begins, and again when the next one does."""
+    yield private_node
+    if not private_node.running:
+        private_node.restart()
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +154,7 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what the tests ran against, and complain of those that did not run."""
     brokers = config.stash[RAN_AGAINST]
-    against = ", ".join(sorted(brokers)) or "no broker (no test asked for one)"
+    against = ", ".join(sorted(brokers)) or "no broker"
     loops = ", ".join(f"{name} ({count} tests)" for name, count in sorted(config.stash[RAN_ON].items()))
     terminalreporter.write_line(f"Ran against: {against} · {loops or 'no event loop'}")
     if skipped := _skipped(config):
