@@ -16,12 +16,18 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for name, code in BLOCK.findall(page.read_text()) if name == language]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
 def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     program = tmp_path / "page.py"
     program.write_text("\n\n".join(blocks(page, "python")))
     ran = subprocess.run(
-        [sys.executable, "-W", "error", str(program)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-W", "error", str(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     printed = ran.stdout.splitlines()
@@ -33,5 +39,10 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
 
 def test_every_block_names_a_language_that_a_test_knows() -> None:
     known = {"python", "text", "mermaid", "sh", "console", "json"}
-    unknown = {(page.name, name) for page in PAGES for name, _ in BLOCK.findall(page.read_text()) if name not in known}
+    unknown = {
+        (page.name, name)
+        for page in PAGES
+        for name, _ in BLOCK.findall(page.read_text())
+        if name not in known
+    }
     assert not unknown
