@@ -34,5 +34,9 @@ def consequences(origin: Saga, history: Iterable[Event], command: Command) -> tu
 
 
 def _answers(event: Event, command: Command) -> bool:
-    kinds = (StepSucceeded, StepFailed) if isinstance(command, Execute) else (CompensationSucceeded, CompensationFailed)
+    kinds = (
+        (StepSucceeded, StepFailed)
+        if isinstance(command, Execute)
+        else (CompensationSucceeded, CompensationFailed)
+    )
     return isinstance(event, kinds) and event.step == command.step and event.attempt == command.attempt

@@ -28,7 +28,18 @@ from saga_core.events import (
     StepFailed,
     StepSucceeded,
 )
-from saga_core.model import CHUNK, PENDING, Operation, Plan, Progress, Saga, SagaState, Step, StepState, plan_saga
+from saga_core.model import (
+    CHUNK,
+    PENDING,
+    Operation,
+    Plan,
+    Progress,
+    Saga,
+    SagaState,
+    Step,
+    StepState,
+    plan_saga,
+)
 from saga_core.payload import EMPTY
 
 STARTED, COMPLETED, FAILED = StepState.STARTED, StepState.COMPLETED, StepState.FAILED
@@ -124,7 +135,9 @@ def _compensation_succeeded(saga: Saga, event: CompensationSucceeded) -> Transit
     progress = saga.progress[position // CHUNK][position % CHUNK]
     if progress.state is not COMPENSATING or progress.compensation_attempt != event.attempt:
         return _ignored(saga, event.step, event.attempt, progress, "compensate")
-    undone = Progress(COMPENSATED, progress.attempt, event.attempt, progress.output, None, progress.executed_at)
+    undone = Progress(
+        COMPENSATED, progress.attempt, event.attempt, progress.output, None, progress.executed_at
+    )
     return _undo(saga, _put(saga.progress, position, undone), position - 1, event.at)
 
 
@@ -133,7 +146,9 @@ def _compensation_failed(saga: Saga, event: CompensationFailed) -> Transition:
     progress = saga.progress[position // CHUNK][position % CHUNK]
     if progress.state is not COMPENSATING or progress.compensation_attempt != event.attempt:
         return _ignored(saga, event.step, event.attempt, progress, "compensate")
-    failed = Progress(FAILED, progress.attempt, event.attempt, progress.output, event.error, progress.executed_at)
+    failed = Progress(
+        FAILED, progress.attempt, event.attempt, progress.output, event.error, progress.executed_at
+    )
     chunks = _put(saga.progress, position, failed)
     return Transition(Saga(saga.plan, SAGA_FAILED, saga.revision + 1, chunks, event.at, event.at))
 
@@ -167,7 +182,9 @@ def _undo(saga: Saga, chunks: Chunks, position: int, at: float) -> Transition:
         if not _needs_undoing(progress) or plan.steps[place].compensation is None:
             continue
         attempt = progress.compensation_attempt + 1
-        undoing = Progress(COMPENSATING, progress.attempt, attempt, progress.output, None, progress.executed_at)
+        undoing = Progress(
+            COMPENSATING, progress.attempt, attempt, progress.output, None, progress.executed_at
+        )
         return Transition(
             Saga(plan, SAGA_COMPENSATING, saga.revision + 1, _put(chunks, place, undoing), at),
             (_command(plan, place, undoing),),

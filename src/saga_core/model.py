@@ -168,7 +168,9 @@ class Saga(Struct, frozen=True):
     @property
     def steps(self) -> tuple[Step, ...]:
         """All steps as they stand, in order."""
-        return tuple(self._view(position, decode_object(plan.input)) for position, plan in enumerate(self.plan.steps))
+        return tuple(
+            self._view(position, decode_object(plan.input)) for position, plan in enumerate(self.plan.steps)
+        )
 
     def step(self, name: str, input_type: type[InputT] | None = None) -> "Step[InputT]":
         """Return one step as it stands, its input read into `input_type` (by default a dict).
@@ -191,7 +193,9 @@ class Saga(Struct, frozen=True):
             return self.plan.positions[name]
         except KeyError:
             known = ", ".join(step.name for step in self.plan.steps[:20])
-            raise UnknownStepError(f"Saga {self.id} ({self.name}) has no step {name!r}; it has: {known}") from None
+            raise UnknownStepError(
+                f"Saga {self.id} ({self.name}) has no step {name!r}; it has: {known}"
+            ) from None
 
     def progress_of(self, name: str) -> Progress:
         """Return what has become of one step.
@@ -304,4 +308,6 @@ def _step_id(saga_id: str, position: int) -> str:
     two sagas would share their ids, and so their idempotency keys.
     """
     saga = ULID.from_str(saga_id).bytes
-    return str(ULID.from_bytes(saga[:6] + blake2b(saga + position.to_bytes(4, "big"), digest_size=10).digest()))
+    return str(
+        ULID.from_bytes(saga[:6] + blake2b(saga + position.to_bytes(4, "big"), digest_size=10).digest())
+    )
