@@ -62,7 +62,7 @@ class AmqpTransport:
         self._buffer = buffer
         self._entered = False
         self._stack = AsyncExitStack()
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None  # made inside, where there is an event loop
         self._link: Link | None = None
         self._control: Control | None = None
         self._publishing: PublishLane | None = None
@@ -242,7 +242,8 @@ class AmqpTransport:
         return link, control
 
     async def _leave(self) -> None:
-        self._scope.shield = True
+        if self._scope is not None:
+            self._scope.shield = True
         try:
             await self.close()
         finally:
