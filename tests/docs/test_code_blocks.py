@@ -30,7 +30,7 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    printed = ran.stdout.splitlines()
+    printed = [line.rstrip() for line in ran.stdout.splitlines()]
     for expected in blocks(page, "text"):
         for line in expected.splitlines():
             pattern = re.escape(line).replace("…", ".*")
