@@ -149,7 +149,7 @@ class Decoder:
             while end - at >= 7:
                 kind, channel, size = _frame.unpack_from(data, at)
                 if size > payload_max or kind not in _KINDS:
-                    self._refuse(kind, size, data[at : at + 8])
+                    self._refuse(kind, size, data[at : at + 7])
                 start = at + 7
                 stop = start + size
                 if stop >= end:
