@@ -7,6 +7,7 @@ link ends once, in `lose`, whatever the reason is; everybody who waits is told t
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -77,6 +78,17 @@ async def dial(address: Address, ssl_context: ssl.SSLContext | None) -> anyio.ab
         ) from error
 
 
+class _Publisher:
+    """Somebody who waits to send `size` bytes, or has been told to go on and not got to it yet."""
+
+    __slots__ = ("admitted", "size", "turn")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.admitted = False
+        self.turn = anyio.Event()
+
+
 class Link:
     """The bytes of one connection, from the first to the last.
 
@@ -102,13 +114,14 @@ class Link:
         self._to_flush: list[ConsumeLane] = []
         self._buffered = 0
         self._wake = anyio.Event()
-        self._room = anyio.Event()
+        self._publishers: deque[_Publisher] = deque()
+        self._admitted = 0
         self._heard = self._fed = False
 
     @property
     def has_room(self) -> bool:
         """Whether a publisher may go on without waiting."""
-        return self._buffered < self._limit and not self.blocked
+        return self._buffered < self._limit and not self.blocked and not self._publishers
 
     def open_lane(self, channel: int, lane: Lane) -> None:
         """Have a channel's hot frames go to a lane, until the channel is closed."""
@@ -127,11 +140,23 @@ class Link:
         self._to_flush.append(lane)
         self._wake.set()
 
-    async def room(self) -> None:
-        """Wait until `has_room` may be true, or the link is gone. Nothing is kept when cancelled."""
-        if self._room.is_set():
-            self._room = anyio.Event()
-        await self._room.wait()
+    async def room(self, size: int) -> None:
+        """Wait until it is one's turn to send so many bytes, or the link is gone. Cancelled, the next one's turn comes.
+
+        Only as many are woken as there is room for, or thousands would wake each time to find that it is gone.
+        """
+        publisher = _Publisher(size)
+        self._publishers.append(publisher)
+        try:
+            await publisher.turn.wait()
+        except BaseException:
+            if not publisher.admitted and publisher in self._publishers:
+                self._publishers.remove(publisher)
+            raise
+        finally:
+            if publisher.admitted:
+                self._admitted -= size
+                self._admit()
 
     async def run(self) -> None:
         """Read and write until the link is lost, then close the socket. Never raises.
@@ -171,8 +196,19 @@ class Link:
         self.on_lost(self.lost)
 
     def wake_publishers(self) -> None:
-        """Have everybody who waits in `room` look again."""
-        self._room.set()
+        """Have everybody who waits in `room` go on, whether there is room or not."""
+        publishers, self._publishers = self._publishers, deque()
+        for publisher in publishers:
+            publisher.turn.set()
+
+    def _admit(self) -> None:
+        room = self._limit - self._buffered - self._admitted
+        while room > 0 and self._publishers and not self.blocked:
+            publisher = self._publishers.popleft()
+            publisher.admitted = True
+            publisher.turn.set()
+            self._admitted += publisher.size
+            room -= publisher.size
 
     async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -217,8 +253,7 @@ class Link:
             data = b"".join(out)
             await self._stream.send(data)
             self._buffered -= len(data)
-            if self._buffered <= self._limit // 2:
-                self._room.set()
+            self._admit()
 
     async def _watch(self) -> None:
         heartbeat, silent = self._address.heartbeat, 0
@@ -249,7 +284,7 @@ class Link:
             elif method == frames.CONNECTION_UNBLOCKED:
                 self.blocked = False
                 logger.warning("The broker at %s lets publishers go on", self._address)
-                self.wake_publishers()
+                self._admit()
         elif method == frames.CHANNEL_CLOSE:
             if (lane := self.lanes.pop(event.channel, None)) is not None:
                 code, text = _reason(event.frame)

@@ -27,6 +27,9 @@ from saga_amqp.transports.amqp.topology import declare
 # Seconds that goodbyes may take: to a consumer's channel, to the connection, to the portal thread.
 GOODBYE = 5.0
 
+# Bytes that a message has around its body, or a little more, as long as its names are of a usual length.
+ENVELOPE = 200
+
 ACCESS_REFUSED, NOT_ALLOWED = 403, 530
 
 
@@ -173,15 +176,17 @@ class AmqpTransport:
 
         Raises: ConnectionLostError, TransportClosedError; then `settled` is not called.
         """
+        admitted = False
         while True:
             link, _ = self._up()
             lane = self._publishing
-            if not link.has_room:
-                await link.room()
-            elif lane is None or lane.dead:
+            if lane is None or lane.dead:
                 await self._reopen()
-            else:
+            elif admitted or link.has_room:
                 break
+            else:
+                await link.room(len(message.body) + ENVELOPE)
+                admitted = True
         lane.publish(message, settled)
 
     async def _open(self, tasks: TaskGroup) -> None:
@@ -267,7 +272,9 @@ class AmqpConsumer:
     async def cancel(self) -> None:
         """Ask for no more deliveries; those in hand can still be acknowledged. Returns when the broker agreed.
 
-        Cancelled, it is asked all the same. Raises: ConnectionLostError, TransportClosedError.
+        Cancelled, it is asked all the same. A broken subscription is cancelled already.
+
+        Raises: ConnectionLostError, TransportClosedError.
         """
         if self._error is None:
             await self._control.cancel(self._channel, self._tag)
