@@ -4,8 +4,6 @@ Each run is a process of its own (`python -m benchmarks.relays`). The course, an
 is in `relays/course.py`.
 """
 
-import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,21 @@ from functools import partial
 import msgspec
 
 from benchmarks.relays.course import Outcome
-from benchmarks.runner import Ratio, Report, Rival, Rounds, Sample, lines, machine, ratio, say, take_turns
+from benchmarks.runner import (
+    Ratio,
+    Report,
+    Rival,
+    Rounds,
+    Sample,
+    lines,
+    load,
+    machine,
+    ratio,
+    say,
+    take_turns,
+    thrift,
+)
+from tests.servers import broker
 
 IN_FLIGHT = 300
 LOOPS = ("asyncio", "uvloop", "trio")
@@ -30,69 +42,57 @@ RELAYS = {
 
 def run(*, quick: bool) -> Report:
     """Measure every relay on every loop that it can run on."""
-    relays = [relay for relay in RELAYS if not relay.startswith("saga") or _transport_is_there()]
-    skipped = () if len(relays) == len(RELAYS) else ("this transport: not importable",)
-    versions: set[str] = set()
-    with _broker_url() as url:
-        rounds = take_turns(
-            [
-                Rival(
-                    _name(relay, loop),
-                    partial(_measure, relay, loop, url, quick=quick, versions=versions),
-                )
-                for relay in relays
-                for loop in RELAYS[relay][1]
-            ],
-            repeats=2 if quick else 7,
-            say=say,
-        )
+    before = load()
+    with broker() as rabbit:
+        rivals = [
+            Rival(_name(relay, loop), partial(_measure, relay, loop, rabbit.url(), quick=quick))
+            for relay, (_, loops) in RELAYS.items()
+            for loop in loops
+        ]
+        rounds = take_turns(rivals, repeats=2 if quick else 7, say=say)
+        version = rabbit.version
     return Report(
         f"relay: a hop through a quorum queue ({IN_FLIGHT} in flight, 400-byte persistent JSON)",
         "hops/s",
         lines(rounds),
         tuple(_ratios(rounds)),
-        skipped,
-        {**machine(), "rabbitmq": ", ".join(sorted(versions))},
+        facts={**machine(), "load before": before, "rabbitmq": version},
     )
 
 
-def _measure(relay: str, loop: str, url: str, *, quick: bool, versions: set[str]) -> Sample:
+def _measure(relay: str, loop: str, url: str, *, quick: bool) -> Sample:
     """Run one relay in a fresh process.
 
     Raises: RuntimeError when it fails, be it only one of its checks.
     """
     hops = (10_000 if relay.startswith("aiormq") else 30_000) // (3 if quick else 1)
     command = [sys.executable, "-m", "benchmarks.relays", relay, loop, "--url", url]
-    done = subprocess.run(
-        [*command, "--hops", str(hops), "--in-flight", str(IN_FLIGHT)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command += ["--hops", str(hops), "--in-flight", str(IN_FLIGHT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise RuntimeError(f"{_name(relay, loop)} failed:\n{done.stderr}")
     outcome = msgspec.json.decode(done.stdout, type=Outcome)
-    if outcome.rabbitmq:
-        versions.add(outcome.rabbitmq)
     return Sample(outcome.rate, outcome.cpu)
 
 
 def _ratios(rounds: Rounds) -> Iterator[Ratio]:
+    best = RELAYS["aiormq-best"][0]
     for relay in ("saga-tasks", "saga-calls"):
-        if _name(relay, "trio") not in rounds:
-            continue
-        what, best = RELAYS[relay][0], RELAYS["aiormq-best"][0]
+        what = RELAYS[relay][0]
         for loop in LOOPS[:2]:
-            yield ratio(
-                f"{what} / {best}, both on {loop}", rounds, [_name(relay, loop)], [_name("aiormq-best", loop)]
-            )
+            name = f"{what} / {best}, both on {loop}"
+            yield ratio(name, rounds, [_name(relay, loop)], [_name("aiormq-best", loop)])
         yield ratio(f"{what} / {best}, best loops", rounds, _all(relay), _all("aiormq-best"))
         yield ratio(f"{what} / aiormq as usual, best loops", rounds, _all(relay), _all("aiormq-usual"))
         bare = relay.replace("saga", "bare")
         yield ratio(f"{what} / {RELAYS[bare][0]}, best loops", rounds, _all(relay), _all(bare))
     for relay, (what, loops) in RELAYS.items():
-        if "trio" in loops and _name(relay, "trio") in rounds:
-            yield ratio(f"{what}: trio / asyncio", rounds, [_name(relay, "trio")], [_name(relay, "asyncio")])
+        if "trio" in loops:
+            name = f"{what}: trio / asyncio"
+            yield ratio(name, rounds, [_name(relay, "trio")], [_name(relay, "asyncio")])
+    for relay in ("saga-tasks", "saga-calls"):
+        name = f"processor time of {best} / {RELAYS[relay][0]}, best loops"
+        yield thrift(name, rounds, _all(relay), _all("aiormq-best"))
 
 
 def _name(relay: str, loop: str) -> str:
@@ -101,22 +101,3 @@ def _name(relay: str, loop: str) -> str:
 
 def _all(relay: str) -> Sequence[str]:
     return [_name(relay, loop) for loop in RELAYS[relay][1]]
-
-
-def _transport_is_there() -> bool:
-    try:
-        import saga_amqp.transports.amqp.transport  # noqa: F401
-    except ModuleNotFoundError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _broker_url() -> Iterator[str]:
-    if url := os.environ.get("SAGA_TEST_AMQP_URL"):
-        yield url
-        return
-    from tests.servers import broker
-
-    with broker() as rabbit:
-        yield rabbit.url()

@@ -107,20 +107,28 @@ def lines(rounds: Rounds) -> tuple[Line, ...]:
 
 
 def ratio(name: str, rounds: Rounds, ours: Sequence[str], theirs: Sequence[str]) -> Ratio:
-    """Compare the best of some rivals with the best of others, round by round."""
-    return Ratio(
-        name,
-        figure(
-            [
-                max(sample.rate for sample in mine) / max(sample.rate for sample in other)
-                for mine, other in zip(
-                    zip(*(rounds[rival] for rival in ours), strict=True),
-                    zip(*(rounds[rival] for rival in theirs), strict=True),
-                    strict=True,
-                )
-            ]
-        ),
-    )
+    """Compare the fastest of some rivals with the fastest of others, round by round."""
+    mine = _each_round(rounds, ours, lambda samples: max(sample.rate for sample in samples))
+    other = _each_round(rounds, theirs, lambda samples: max(sample.rate for sample in samples))
+    return Ratio(name, figure([a / b for a, b in zip(mine, other, strict=True)]))
+
+
+def thrift(name: str, rounds: Rounds, ours: Sequence[str], theirs: Sequence[str]) -> Ratio:
+    """Return how many times as much processor time the most thrifty of the others takes."""
+    mine = _each_round(rounds, ours, lambda samples: min(sample.cpu for sample in samples))
+    other = _each_round(rounds, theirs, lambda samples: min(sample.cpu for sample in samples))
+    return Ratio(name, figure([b / a for a, b in zip(mine, other, strict=True)]))
+
+
+def _each_round(
+    rounds: Rounds, rivals: Sequence[str], best: Callable[[Sequence[Sample]], float]
+) -> Sequence[float]:
+    return [best(samples) for samples in zip(*(rounds[rival] for rival in rivals), strict=True)]
+
+
+def load() -> str:
+    """Return how busy the machine is, over 1, 5 and 15 minutes."""
+    return " ".join(f"{average:.1f}" for average in os.getloadavg())
 
 
 def machine() -> dict[str, str]:
@@ -129,7 +137,7 @@ def machine() -> dict[str, str]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.release()}",
         "cpu": f"{os.cpu_count()} x {_cpu_model()}",
-        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+        "load after": load(),
     }
     for package in PACKAGES:
         try:

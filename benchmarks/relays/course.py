@@ -21,11 +21,10 @@ LINGER = 0.2
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a relay did: hops per second, processor time in microseconds per hop, the broker's version."""
+    """What a relay did: hops per second, processor time in microseconds per hop."""
 
     rate: float
     cpu: float
-    rabbitmq: str = ""
 
 
 class BrokenCourseError(AssertionError):

@@ -3,11 +3,11 @@
 from functools import partial
 
 import anyio
-from saga_amqp.transports.amqp.transport import AmqpTransport
 
 from benchmarks.relays.course import BODY, LINGER, TYPE, Course
 from saga_amqp.contracts import Delivery, Message, Queue, Topology, Transport
 from saga_amqp.errors import TransportError
+from saga_amqp.transports.amqp.transport import AmqpTransport
 
 
 async def relay(url: str, queue: str, course: Course, prefetch: int, *, task_per_message: bool) -> None:

@@ -24,6 +24,7 @@ from saga_amqp.handlers import Action, CompensationHandler, Registry, StepHandle
 from saga_amqp.manager import Manager
 from saga_amqp.observer import Moment, Observer, Point
 from saga_amqp.stores.memory import MemoryStore
+from saga_amqp.transports.amqp import AmqpTransport
 from saga_amqp.transports.memory import MemoryBroker, MemoryTransport
 from saga_core import (
     ChildSaga,
@@ -43,6 +44,7 @@ from saga_core import (
 
 __all__ = [
     "Action",
+    "AmqpTransport",
     "AuthenticationError",
     "ChildSaga",
     "CompensationHandler",

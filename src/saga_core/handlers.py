@@ -144,9 +144,9 @@ def failure_of(error: Exception) -> Failure:
 
     A group of one, as a handler's own task group makes, is what it holds.
     """
-    leaves = list(_leaves(error))
-    if len(leaves) == 1 and isinstance(leaves[0], Exception):
-        error = leaves[0]
+    told = list(leaves(error))
+    if len(told) == 1 and isinstance(told[0], Exception):
+        error = told[0]
     if isinstance(error, StepError):
         try:
             details = encode_payload(error.details, "The details of the error")
@@ -156,15 +156,16 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, PayloadError):
         return Failure("invalid_payload", _text(error))
     message = _text(error)
-    if len(leaves) > 1:
-        message = "; ".join(f"{type(leaf).__name__}: {_text(leaf)}" for leaf in leaves)
+    if len(told) > 1:
+        message = "; ".join(f"{type(leaf).__name__}: {_text(leaf)}" for leaf in told)
     return Failure(type(error).__name__, _text(message), retryable=True)
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Go through the exceptions that a group holds, however deep; one that is no group is its own leaf."""
     if isinstance(error, BaseExceptionGroup):
         for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield error
 

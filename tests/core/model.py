@@ -181,7 +181,9 @@ class Model:
                 self._fail(step, error, event.at, unknown=False)
             case "compensating", "compensated" if step["phase"] != "waiting":
                 self._undone(step)
-            case "compensating", "failed" if step["phase"] != "waiting" and step["undo_attempt"] == event.asked:
+            case "compensating", "failed" if (
+                step["phase"] != "waiting" and step["undo_attempt"] == event.asked
+            ):
                 error = Failure(
                     "child_failed", f"the child saga {event.child} could not be undone; see to it first"
                 )

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from saga_core.testing.definitions import TranscriptError
 from saga_core.testing.transcript import play
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
@@ -22,6 +21,8 @@ def test_scenario(path: Path) -> None:
     if os.environ.get("SAGA_WRITE_SCENARIOS"):
         path.write_text(played)
         return
-    diff = unified_diff(told.splitlines(), played.splitlines(), path.name, "what the core answers", lineterm="")
+    diff = unified_diff(
+        told.splitlines(), played.splitlines(), path.name, "what the core answers", lineterm=""
+    )
     assert told == played, "\n".join(diff)
     assert told.startswith("# "), "the first line must say which rule is shown"

@@ -1052,3 +1052,22 @@ async def test_an_engine_keeps_nothing_of_what_is_done(world: World) -> None:
     del manager
     gc.collect()
     assert engine() is None
+
+
+# Only asyncio has tasks that anybody can cancel.
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_run_can_be_cancelled_as_an_asyncio_task(world: World) -> None:
+    gate = Gate()
+    world.replace("do.a", gate)
+    with anyio.fail_after(DEADLINE):
+        async with world.manager(concurrency=2) as manager:
+            running = asyncio.create_task(manager.run())
+            for _ in range(5):
+                await manager.start("s", steps("a"))
+            await gate.until_running(2)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+    assert gate.cancelled == 2
+    assert world.calls == ["do.a", "do.a"]
+    assert world.depth("saga.steps") == 5

@@ -340,7 +340,12 @@ async def test_an_action_says_its_policies_once(world: World) -> None:
     async def refund(saga: Saga, step: Step) -> None: ...
 
     step = charge.step({"amount": 5}, name="pay")
-    assert (step.retry, step.timeout, step.compensation_retry, step.compensation_timeout) == (SOON, 30, ONCE, 5)
+    assert (step.retry, step.timeout, step.compensation_retry, step.compensation_timeout) == (
+        SOON,
+        30,
+        ONCE,
+        5,
+    )
     async with world.running(step_handlers={}, compensation_handlers={}, registries=(shop,)) as manager:
         saga = await manager.start("order", [step])
         saga = await manager.wait(saga.id)

@@ -83,6 +83,8 @@ class Services:
 class World:
     """One broker and one store, which outlive any number of managers."""
 
+    deadline = DEADLINE
+
     def __init__(self) -> None:
         self.broker = MemoryBroker()
         self.store: Store = MemoryStore()
@@ -113,7 +115,7 @@ class World:
     @asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[Manager]:
         """Run a manager; stop it at the end, within the deadline."""
-        with anyio.fail_after(DEADLINE):
+        with anyio.fail_after(self.deadline):
             async with self.manager(**changes) as manager, anyio.create_task_group() as tasks:
                 await tasks.start(manager.run)
                 yield manager

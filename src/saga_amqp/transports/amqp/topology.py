@@ -1,0 +1,56 @@
+"""Exchanges, queues and bindings as the broker wants to hear of them."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import aiormq
+from aiormq.exceptions import ChannelClosed
+
+from saga_amqp.contracts import Queue, Topology
+from saga_amqp.errors import TopologyError
+
+
+async def declare(topology: Topology, connection: aiormq.Connection) -> None:
+    """Create what is missing, on a channel of its own: the broker closes it over the first difference.
+
+    Raises: TopologyError, with the broker's own words.
+    """
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        for exchange in topology.exchanges:
+            with _named(f"Exchange {exchange.name!r}"):
+                await channel.exchange_declare(
+                    exchange.name, exchange_type=exchange.kind, durable=True, auto_delete=exchange.auto_delete
+                )
+        for queue in topology.queues:
+            with _named(f"Queue {queue.name!r}"):
+                await channel.queue_declare(queue.name, durable=True, arguments=arguments(queue))
+        # Only now, for a queue may be bound to an exchange that stands anywhere in the list.
+        for queue in topology.queues:
+            for exchange_name, pattern in queue.bindings:
+                with _named(f"Binding of queue {queue.name!r} to exchange {exchange_name!r} for {pattern!r}"):
+                    await channel.queue_bind(queue.name, exchange_name, pattern)
+    finally:
+        if not channel.is_closed:
+            await channel.close()
+
+
+def arguments(queue: Queue) -> dict[str, Any]:
+    """Return a queue's optional arguments."""
+    given: dict[str, Any] = {"x-queue-type": queue.kind}
+    if queue.dead_letter is not None:
+        given["x-dead-letter-exchange"] = ""
+        given["x-dead-letter-routing-key"] = queue.dead_letter
+    if queue.expires is not None:
+        given["x-expires"] = max(1, round(queue.expires * 1000))
+    return given
+
+
+@contextmanager
+def _named(what: str) -> Generator[None, None, None]:
+    try:
+        yield
+    except ChannelClosed as error:
+        reason = error.args[-1] if error.args else repr(error)
+        raise TopologyError(f"{what} cannot be declared as asked: {reason}") from error

@@ -1,0 +1,1 @@
+"""The tests, in folders named like those of `src`, and the servers they run on."""

@@ -1,0 +1,180 @@
+"""The engine tests' world, on a real broker: a way there that can be cut, and worker processes that can be killed."""
+
+# A broker tells nobody when a queue has changed: it has to be asked again and again.
+# ruff: noqa: ASYNC110
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import aiormq
+import anyio
+from anyio.abc import ByteStream, Process, SocketAttribute, TaskGroup
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from saga_amqp import Config, Manager, Point, Saga
+from saga_amqp.contracts import Store
+from saga_amqp.transports.amqp.transport import AmqpTransport
+from tests.engine.world import Watch, World
+
+DEADLINE = 30.0
+POLL_INTERVAL = 0.02
+
+
+class RabbitWorld(World):
+    """A world whose messages go through RabbitMQ, with queues of its own, which vanish by themselves."""
+
+    deadline = DEADLINE
+
+    def __init__(self, url: str, prefix: str) -> None:
+        super().__init__()
+        self.url = url
+        self.prefix = prefix
+        self.queues = [f"{prefix}.{name}" for name in ("steps", "compensate", "dead-letter")]
+
+    def config(self, **changes: Any) -> Config:
+        names = {
+            "saga_exchange": self.prefix,
+            "step_queue": self.queues[0],
+            "compensate_queue": self.queues[1],
+            "dead_letter_queue": self.queues[2],
+            "expires": 60.0,
+        }
+        return super().config(**{**names, **changes})
+
+    def manager(self, *, transport: Any = None, store: Store | None = None, **changes: Any) -> Manager:
+        return Manager(transport or AmqpTransport(self.url), store or self.store, self.config(**changes))
+
+    async def finish(self, *saga_ids: str) -> list[Saga]:
+        """Let other engines bring sagas to rest, and every message, duplicates too, to its end."""
+        sagas: list[Saga] = []
+        with anyio.fail_after(self.deadline):
+            while not sagas or any(self.ready()):
+                watch = Watch()
+                async with self.running(observer=watch) as manager:
+                    sagas = [await manager.wait(saga_id) for saga_id in saga_ids]
+                    while any(self.ready()) or watch.count(Point.RECEIVED) > watch.count(Point.ACKNOWLEDGED):
+                        await anyio.sleep(POLL_INTERVAL)
+        return sagas
+
+    def ready(self) -> list[int]:
+        """Ask the broker how many messages are ready in the queues: steps, compensations, dead letters.
+
+        It blocks the event loop, for a moment, so that it needs no thread that outlives the test.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, _ready(self.url, self.queues)).result()
+
+    async def until_ready(self, steps: int = 0, compensations: int = 0, dead_letters: int = 0) -> None:
+        """Wait until so many messages are ready, as they are once whoever had them has gone."""
+        expected = [steps, compensations, dead_letters]
+        with anyio.move_on_after(self.deadline):
+            while self.ready() != expected:
+                await anyio.sleep(POLL_INTERVAL)
+        assert self.ready() == expected
+
+
+async def _ready(url: str, queues: list[str]) -> list[int]:
+    connection = await aiormq.connect(url)
+    try:
+        channel = await connection.channel()
+        declared = [await channel.queue_declare(queue, passive=True) for queue in queues]
+        return [one.message_count or 0 for one in declared]
+    finally:
+        await connection.close()
+
+
+class Proxy:
+    """A way to the broker that can be cut."""
+
+    def __init__(self, url: str, port: int) -> None:
+        parts = urlsplit(url)
+        self._broker = (parts.hostname or "localhost", parts.port or 5672)
+        login, _, _ = parts.netloc.rpartition("@")
+        self.url = urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{port}"))
+        self._ways: set[anyio.CancelScope] = set()
+
+    def cut(self) -> None:
+        """Cut every connection there is, without a goodbye."""
+        for way in self._ways:
+            way.cancel()
+
+    async def serve(self, client: ByteStream) -> None:
+        """Be the way for one client."""
+        with anyio.CancelScope() as scope:
+            self._ways.add(scope)
+            try:
+                async with (
+                    client,
+                    await anyio.connect_tcp(*self._broker) as broker,
+                    anyio.create_task_group() as ways,
+                ):
+                    ways.start_soon(self._carry, client, broker, ways)
+                    ways.start_soon(self._carry, broker, client, ways)
+            finally:
+                self._ways.discard(scope)
+
+    async def _carry(self, source: ByteStream, target: ByteStream, ways: TaskGroup) -> None:
+        try:
+            while True:
+                await target.send(await source.receive())
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            ways.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def proxy_to(url: str) -> AsyncIterator[Proxy]:
+    """Open a way to the broker that can be cut."""
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        proxy = Proxy(url, listener.extra(SocketAttribute.local_port))
+        tasks.start_soon(listener.serve, proxy.serve)
+        yield proxy
+        tasks.cancel_scope.cancel()
+
+
+class Worker:
+    """An engine in a process of its own: see `worker`."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stdout is not None
+        self._process = process
+        self._lines = BufferedByteReceiveStream(process.stdout)
+
+    async def until(self, key: str) -> list[dict[str, Any]]:
+        """Wait until the worker reports something under this key; return all that it reported until then."""
+        reports: list[dict[str, Any]] = []
+        with anyio.fail_after(DEADLINE):
+            while not reports or key not in reports[-1]:
+                reports.append(json.loads(await self._lines.receive_until(b"\n", 65_536)))
+        return reports
+
+    async def kill(self) -> None:
+        """Kill it like a machine that loses its power."""
+        os.kill(self._process.pid, signal.SIGKILL)
+        with anyio.fail_after(DEADLINE):
+            await self._process.wait()
+
+    async def ended(self) -> int:
+        """Wait for its end and return its exit status."""
+        with anyio.fail_after(DEADLINE):
+            return await self._process.wait()
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, *arguments: str) -> AsyncIterator[Self]:
+        """Start a worker; it does not outlive the test."""
+        command = [sys.executable, "-W", "error", "-m", "tests.faults.worker", *arguments]
+        async with await anyio.open_process(command, stderr=None) as process:
+            try:
+                yield cls(process)
+            finally:
+                if process.returncode is None:
+                    process.kill()

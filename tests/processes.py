@@ -1,0 +1,123 @@
+"""Processes of a session's own, which end with it however it ends, in a directory that goes with them."""
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+STOP_DEADLINE = 20.0
+
+# Each line it reads is the list of process groups that now run. Its input ends with the session, however that ends:
+# then it ends those groups and removes the directory. A second removal catches what the dying have still written.
+GUARD = """
+while read -r line; do groups=$line; done
+for group in $groups; do kill -s KILL -- "-$group"; done
+rm -rf -- "$1" || { sleep 1; rm -rf -- "$1"; }
+"""
+
+
+class ServerError(Exception):
+    """A server is missing, does not start, or cannot do what is asked of it."""
+
+
+class Processes:
+    """Processes and the directory that they write to, until `close()` or the end of the session."""
+
+    def __init__(self, prefix: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix=prefix))
+        self._owner = os.getpid()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", GUARD, "sh", str(self.directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        atexit.register(self.close)
+
+    def start(
+        self, command: list[str], log: str, environment: Mapping[str, str]
+    ) -> "subprocess.Popen[bytes]":
+        """Start a process in the directory, with its output in the file `log` there."""
+        with (self.directory / log).open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory,
+                env=environment,
+                start_new_session=True,  # a process group of its own, and no Ctrl-C of the session's terminal
+            )
+        self._running.append(process)
+        self._tell_guard()
+        return process
+
+    def end(self, process: "subprocess.Popen[bytes]") -> None:
+        """Kill a process that was started here, with its group, and wait until it is gone."""
+        if process.returncode is None:  # until it was waited for, its number is nobody else's
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(STOP_DEADLINE)
+        if process in self._running:
+            self._running.remove(process)
+            self._tell_guard()
+
+    def close(self) -> None:
+        """End everything, the last started first, and remove the directory. May be called twice."""
+        if self._owner != os.getpid():
+            return  # the copy of this object in a forked child, which owns no processes
+        atexit.unregister(self.close)
+        for process in reversed(self._running.copy()):
+            self.end(process)
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait(STOP_DEADLINE)
+        shutil.rmtree(self.directory, ignore_errors=True)  # if somebody has ended the guard
+
+    def last_words(self, *patterns: str) -> str:
+        """Return the ends of the files in the directory that match."""
+        files = [file for pattern in patterns for file in sorted(self.directory.glob(pattern))]
+        lines = [line for file in files for line in file.read_text(errors="replace").splitlines()]
+        return "\n".join(line for line in lines[-40:] if line.strip())
+
+    def _tell_guard(self) -> None:
+        assert self._guard.stdin is not None
+        groups = " ".join(str(process.pid) for process in self._running)
+        with contextlib.suppress(BrokenPipeError):
+            self._guard.stdin.write(f"{groups}\n".encode())
+            self._guard.stdin.flush()
+
+
+def run(
+    command: list[str], *, environment: Mapping[str, str], deadline: float, cwd: Path | None = None
+) -> str:
+    """Run a command to its end and return what it prints.
+
+    Raises:
+        ServerError: It fails, or takes longer than `deadline` seconds.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=cwd,
+            timeout=deadline,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ServerError(f"{' '.join(command)} took longer than {deadline:g} s.") from error
+    if done.returncode != 0:
+        words = f"{done.stdout}\n{done.stderr}".strip()
+        raise ServerError(f"{' '.join(command)} failed with status {done.returncode}.\n{words[-4000:]}")
+    return done.stdout
