@@ -253,7 +253,7 @@ def test_the_timeline_tells_a_compensation_that_failed() -> None:
         "s 01ARZ3NDEKTSV4RRFFQ69G5FAV",
         "      0.0 ms  saga started",
         '      1.0 ms  a                    completed {"x":1}',
-        "      2.0 ms  compensation asked for: a test",
+        "      2.0 ms  compensation requested: a test",
         "      3.0 ms  a                    not compensated (closed: try on Monday)",
         "      3.0 ms  saga failed",
     ]

@@ -118,4 +118,5 @@ def _told(event: Event) -> str:
             return f"{event.step:<20} not compensated ({event.error.code}: {event.error.message})"
         case _:
             kind = str(event.__struct_config__.tag).replace("_", " ")
-            return f"{getattr(event, 'step', ''):<20} {kind}".strip()
+            reason = getattr(event, "reason", "")
+            return f"{getattr(event, 'step', ''):<20} {kind}{reason and f': {reason}'}".strip()

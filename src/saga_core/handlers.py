@@ -6,7 +6,6 @@ and validated before the handler runs.
 """
 
 import inspect
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar, cast, get_args, get_origin
@@ -104,8 +103,7 @@ def _evaluate(annotation: str, function: Any, what: str) -> object:
     target = inspect.unwrap(function)
     while isinstance(target, partial):
         target = inspect.unwrap(target.func)
-    module = sys.modules.get(getattr(target, "__module__", ""), None)
-    names = {**vars(module), **getattr(target, "__globals__", {})} if module else {}
+    names = getattr(target, "__globals__", None) or getattr(type(target).__call__, "__globals__", {})
     try:
         return eval(annotation, names)  # the user's own source, as typing.get_type_hints does
     except Exception as error:

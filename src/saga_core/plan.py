@@ -274,7 +274,8 @@ def token_digest(plan: Plan, position: int, operation: Operation, attempt: int) 
 def _plan_steps(name: str, steps: "Sequence[Step[Any]]") -> tuple[StepPlan, ...]:
     where = f"Saga {name!r}"
     if not _usable(name):
-        raise DefinitionError(f"A saga needs a name of 1 to {LONGEST_NAME} bytes, not {name!r}")
+        raise DefinitionError(f"A saga needs a name, not {name!r}")
+    _check_length(name, f"The name of saga {name[:40]!r}")
     if not steps:
         raise DefinitionError(f"{where} has no steps; give at least one")
     seen: set[str] = set()
@@ -319,9 +320,12 @@ def _plan_child(child: ChildSaga) -> ChildPlan:
 def _check_step(where: str, place: int, step: "Step[Any]") -> None:
     if not _usable(step.name) or not (_usable(step.action) or (step.action == "" and step.child is not None)):
         raise DefinitionError(
-            f"{where}: step {place} needs a name and an action (or a child saga), each name 1 to {LONGEST_NAME} bytes, "
+            f"{where}: step {place} needs a name and an action (or a child saga), "
             f"not {step.name!r} and {step.action!r}"
         )
+    for what, name in (("name", step.name), ("action", step.action), ("compensation", step.compensation)):
+        if isinstance(name, str):
+            _check_length(name, f"{where}: the {what} of step {step.name[:40]!r}")
     where = f"{where}: step {step.name!r}"
     if step.compensation is not None and not _usable(step.compensation):
         raise DefinitionError(
@@ -354,11 +358,16 @@ def _graph(steps: Sequence[StepPlan], name: str) -> Graph:
 
 
 def _usable(name: object) -> bool:
-    """Whether a name can be kept and sent: text that is not empty, that UTF-8 and databases can hold, not too long."""
+    """Whether a name can be kept and sent: text that is not empty, and that UTF-8 and databases can hold."""
     try:
-        return isinstance(name, str) and 0 < len(name.encode()) <= LONGEST_NAME and "\0" not in name
+        return isinstance(name, str) and name.encode() != b"" and "\0" not in name
     except UnicodeEncodeError:
         return False
+
+
+def _check_length(name: str, what: str) -> None:
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise DefinitionError(f"{what} is longer than {LONGEST_NAME} bytes")
 
 
 def _derived_id(saga_id: str, what: bytes) -> str:

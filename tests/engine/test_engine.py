@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from msgspec.structs import replace
 
 import saga_amqp.engine
 from saga_amqp import (
@@ -17,6 +18,7 @@ from saga_amqp import (
     MemoryTransport,
     Moment,
     Point,
+    RetryPolicy,
     Saga,
     SagaState,
     Step,
@@ -106,7 +108,7 @@ async def test_an_observer_costs_nothing_when_there_is_none(
     def made(*arguments: object) -> Moment:
         raise AssertionError("nobody watches, and a moment was made")
 
-    monkeypatch.setattr("saga_amqp.engine.Moment", made)
+    monkeypatch.setattr("saga_amqp.execution.Moment", made)
     monkeypatch.setattr("saga_amqp.manager.Moment", made)
     async with world.running(observer=None) as manager:
         saga = await manager.start("s", steps("a"))
@@ -198,8 +200,10 @@ async def test_a_compensation_that_raises_leaves_the_saga_failed_with_its_error(
 
     world.replace("do.c", broken)
     world.replace("undo.b", broken)
+    a, b, c = steps("a", "b", "c")
+    b = replace(b, compensation_retry=RetryPolicy(max_attempts=1))
     async with world.running() as manager:
-        saga = await manager.wait((await manager.start("s", steps("a", "b", "c"))).id)
+        saga = await manager.wait((await manager.start("s", [a, b, c])).id)
     assert saga.is_failed
     assert [step.state for step in saga.steps] == [StepState.COMPLETED, StepState.FAILED, StepState.FAILED]
     error = saga.step("b").error

@@ -13,6 +13,7 @@ from saga_core import (
     CompensationSucceeded,
     Event,
     Failure,
+    RetryPolicy,
     Saga,
     Step,
     StepSucceeded,
@@ -24,6 +25,8 @@ from saga_core import (
 
 AT = 1_700_000_000.0
 
+ONCE = RetryPolicy(max_attempts=1)
+
 
 def order(
     *, id: str | None = None, at: float = AT, input: dict[str, object] | None = None, context: object = None
@@ -31,9 +34,13 @@ def order(
     """Make an order of three steps, of which the last cannot be undone; its id is new unless given."""
     steps: list[Step[dict[str, object]]] = [
         Step(
-            name="reserve", action="goods.reserve", compensation="goods.release", input=input or {"units": 2}
+            name="reserve",
+            action="goods.reserve",
+            compensation="goods.release",
+            compensation_retry=ONCE,
+            input=input or {"units": 2},
         ),
-        Step(name="charge", action="card.charge", compensation="card.refund"),
+        Step(name="charge", action="card.charge", compensation="card.refund", compensation_retry=ONCE),
         Step(name="ship", action="parcel.ship"),
     ]
     return new_saga("order", steps, context or {"customer": "c-1"}, id=id or str(ULID()), at=at)
