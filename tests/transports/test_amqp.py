@@ -56,7 +56,7 @@ async def test_thousands_of_messages_are_in_flight_through_a_small_buffer(amqp_u
                 assert {each.message_id for each in deliveries} == {str(number) for number in range(count)}
                 acknowledge(deliveries)
             assert outbox.outcomes == {str(number): None for number in range(count)}
-            assert limit <= fullest < limit + 2000
+            assert limit <= fullest < limit * 1.05
             assert await drain(transport, queue) == []
 
 
@@ -148,7 +148,7 @@ async def test_the_topology_error_says_what_the_broker_says(amqp_url: str) -> No
                 await transport.declare(Topology((), (Queue(name, kind="classic", expires=60.0),)))
             with pytest.raises(TopologyError, match=f"Binding of queue '{name}' to exchange 'missing'"):
                 await transport.declare(Topology((), (expiring_queue(name, (("missing", "#"),)),)))
-            with pytest.raises(TopologyError, match="amq.direct"):
+            with pytest.raises(TopologyError, match=r"amq\.direct"):
                 await transport.declare(Topology((), (expiring_queue("amq.direct"),)))
 
 

@@ -28,7 +28,7 @@ from saga_amqp.transports.amqp.topology import declare
 GOODBYE = 5.0
 
 # Bytes that a message has around its body, or a little more, as long as its names are of a usual length.
-ENVELOPE = 200
+ENVELOPE = 256
 
 ACCESS_REFUSED, NOT_ALLOWED = 403, 530
 
