@@ -6,10 +6,13 @@ import pytest
 from ulid import ULID
 
 from saga_core import (
+    ChildRested,
     ChildSaga,
+    CompensationRequested,
     DefinitionError,
     Options,
     PayloadError,
+    Report,
     RetryPolicy,
     Saga,
     SagaState,
@@ -226,6 +229,30 @@ def test_a_child_that_was_undone_says_so_in_its_parent() -> None:
     error = saga.step("a").error
     assert error is not None
     assert (error.code, error.message) == ("child_compensated", f"the child saga {ID} was undone")
+
+
+def test_a_child_that_goes_past_its_pivot_while_it_is_to_be_undone_leaves_its_parent_to_a_person() -> None:
+    """Its pivot is out when the order comes: if it ends well, the child goes on forward, and has to say so."""
+    inner = ChildSaga("inner", [Step(name="x", action="do_x", pivot=True)])
+    saga = parent(inner, timeout=5)
+    child = child_saga(saga, order_of(saga), BORN)
+    saga = play(saga, "wait 5").saga
+    (undo,) = outstanding(saga)
+    child = transition(child, CompensationRequested("undo", BORN + 6, attempt=undo.attempt)).saga
+    assert child.is_compensating
+    answer = play(child, "x ok")
+    assert answer.saga.is_completed
+    (report,) = answer.commands
+    assert isinstance(report, Report)
+    rested = ChildRested("a", report.attempt, report.child, report.state, BORN + 8, report.asked)
+    saga = transition(saga, rested).saga
+    assert saga.is_failed
+    error = saga.step("a").error
+    assert error is not None
+    assert error.code == "child_past_pivot"
+    # A report from before the order says nothing of it.
+    saga = play(saga, "retry").saga
+    assert transition(saga, rested).ignored
 
 
 def test_a_child_behind_the_pivot_is_started_anew_when_a_person_asks() -> None:
