@@ -293,16 +293,19 @@ def _child_rested(draft: Draft, event: ChildRested) -> str | None:
         fail_attempt(draft, position, error, unknown=False)
     elif record.state is COMPENSATING and not record.waiting and event.state is SAGA_COMPENSATED:
         undone(draft, position, record)
-    elif (
-        record.state is COMPENSATING
-        and event.state is SAGA_FAILED
-        and event.asked != record.compensation_attempt
-    ):
-        return (
-            f"the child saga {event.child} had failed before attempt {record.compensation_attempt} to undo it"
-        )
-    elif record.state is COMPENSATING and not record.waiting and event.state is SAGA_FAILED:
-        error = Failure("child_failed", f"the child saga {event.child} could not be undone; see to it first")
+    elif record.state is COMPENSATING and not record.waiting and event.state in (SAGA_FAILED, SAGA_COMPLETED):
+        if event.asked != record.compensation_attempt:
+            attempt = f"attempt {record.compensation_attempt} to undo it"
+            return f"the child saga {event.child} had {event.state} before {attempt}"
+        if event.state is SAGA_FAILED:
+            error = Failure(
+                "child_failed", f"the child saga {event.child} could not be undone; see to it first"
+            )
+        else:
+            # Its pivot was out when it was told, and has ended well since.
+            error = Failure(
+                "child_past_pivot", f"the child saga {event.child} went past its pivot and completed"
+            )
         fail_compensation(draft, position, error)
     else:
         return f"step {event.step!r} is {record.state}, and a child that is {event.state} changes nothing"

@@ -181,12 +181,15 @@ class Model:
                 self._fail(step, error, event.at, unknown=False)
             case "compensating", "compensated" if step["phase"] != "waiting":
                 self._undone(step)
-            case "compensating", "failed" if (
+            case "compensating", ("failed" | "completed") if (
                 step["phase"] != "waiting" and step["undo_attempt"] == event.asked
             ):
                 error = Failure(
                     "child_failed", f"the child saga {event.child} could not be undone; see to it first"
                 )
+                if event.state == "completed":
+                    what = f"the child saga {event.child} went past its pivot and completed"
+                    error = Failure("child_past_pivot", what)
                 self._fail_undoing(step, error, event.at)
             case _:
                 return False

@@ -51,7 +51,7 @@ BAD_STEPS = {
     "no steps": ([], "Saga 'trip' has no steps"),
     "the same name twice": (
         [step_of("a"), step_of("b"), step_of("a")], "Saga 'trip' has two steps named 'a'"),
-    "a step without name": ([step_of("a"), Step(name="", action="do_b")], "Saga 'trip': step 2 needs a name and an action"),
+    "a step without name": ([step_of("a"), Step(name="", action="do_b")], "Saga 'trip': step 2 needs a name"),
     "a step without action": (
         [Step(name="pay", action="")], "Saga 'trip': step 1 needs a name and an action .* 'pay' and ''"),
     "an empty compensation": (
