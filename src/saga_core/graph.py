@@ -1,31 +1,50 @@
 """Who waits for whom: a saga's steps as a directed graph without cycles, checked once and read by position."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from msgspec import Struct
 
 from saga_core.errors import DefinitionError
 
+NOT_SIMPLE, LAST = -1, -2
+
+# How many kinds of sagas have their graph remembered. One of 1,000 steps takes a few hundred kilobytes.
+REMEMBERED = 128
+
 
 class Graph(Struct, frozen=True):
     """Dependencies by position. A mask is an int with one bit per position, the lowest for the first step.
 
-    `masks` are the dependencies once more, as masks; `behind` are the steps after the pivot, 0 without one.
+    `positions` gives a step's place by its name, and `bits` the mask of each step alone. `masks` are the dependencies
+    once more, as masks; `behind` are the steps after the pivot, 0 without one. `followers` gives for each step the one
+    that simply comes next, waiting for it alone, and under no condition or time: LAST where nothing waits for it,
+    NOT_SIMPLE where it is another matter.
     """
+
+    positions: dict[str, int]
 
     dependencies: tuple[tuple[int, ...], ...]
     dependents: tuple[tuple[int, ...], ...]
     masks: tuple[int, ...]
     roots: tuple[int, ...]
     behind: int
+    followers: tuple[int, ...]
+    bits: tuple[int, ...]
 
 
+@lru_cache(REMEMBERED)
 def build_graph(
-    names: Sequence[str], depends_on: Sequence[tuple[str, ...] | None], pivot: int | None, where: str
+    names: tuple[str, ...],
+    depends_on: tuple[tuple[str, ...] | None, ...],
+    plain: tuple[bool, ...],
+    pivot: int | None,
+    where: str,
 ) -> Graph:
     """Build the graph of named steps. None depends on the step before, an empty tuple on nothing.
 
-    `where` names the saga in errors.
+    `plain` are the steps that begin without a condition, a clock or a child; `where` names the saga in errors. Sagas
+    of one kind share their graph: it is remembered.
 
     Raises: DefinitionError for an unknown name, a name twice, a cycle, or a step beside the pivot.
     """
@@ -59,12 +78,22 @@ def build_graph(
                 f"{where}: the pivot {names[pivot]!r} must not run beside other steps, and {others} can run beside it; "
                 f"let the pivot depend on them, or them on the pivot"
             )
+
+    def follower(waiting: tuple[int, ...], position: int) -> int:
+        if not waiting:
+            return LAST
+        simple = len(waiting) == 1 and dependencies[waiting[0]] == (position,) and plain[waiting[0]]
+        return waiting[0] if simple else NOT_SIMPLE
+
     return Graph(
+        positions,
         tuple(dependencies),
         frozen,
         tuple(sum(1 << other for other in found) for found in dependencies),
         tuple(position for position, found in enumerate(dependencies) if not found),
         behind,
+        tuple(follower(waiting, position) for position, waiting in enumerate(frozen)),
+        tuple(1 << position for position in range(len(names))),
     )
 
 

@@ -22,7 +22,7 @@ not in it is ignored. The rules are made of the moves in `moves`.
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -66,11 +66,10 @@ from saga_core.events import (
     SuspendRequested,
     TimePassed,
 )
-from saga_core.model import CHUNK, Progress, Saga, rebuild
+from saga_core.model import CHUNK, Progress, Saga
 from saga_core.model import PENDING as BLANK
 from saga_core.moves import (
     SAGA_TIMEOUT,
-    advance,
     begin_ready,
     deadline,
     end_well,
@@ -96,6 +95,7 @@ from saga_core.operations import (
 )
 from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import Failure, Plan, Step, plan_child, plan_saga
+from saga_core.shortcut import advance
 from saga_core.states import SagaState
 
 
@@ -134,11 +134,12 @@ def transition(saga: Saga, event: Event) -> Transition:
 
     Raises: UnknownStepError when the event names a step that the saga does not have: a caller's bug.
     """
-    if isinstance(event, StepSucceeded) and saga.state is SAGA_STARTED:
-        answer = advance(saga, event)
+    kind = type(event)
+    if kind is StepSucceeded and saga.state is SAGA_STARTED:
+        answer = advance(saga, cast("StepSucceeded", event))
         if answer is not None:
             return answer
-    row = TABLE[type(event)]
+    row = TABLE[kind]
     if saga.state not in row.leads:
         if (step := getattr(event, "step", None)) is not None:
             saga.plan.position(step)
@@ -198,7 +199,9 @@ def awaits(saga: Saga, command: Command) -> bool:
 def _begin(plan: Plan) -> Saga:
     whole, rest = divmod(len(plan.steps), CHUNK)
     blank = ((BLANK,) * CHUNK,) * whole + (((BLANK,) * rest,) if rest else ())
-    draft = open_draft(rebuild(plan, SAGA_STARTED, 0, blank, plan.created_at, None, False), plan.created_at)
+    roots, never = sum(plan.bits[position] for position in plan.graph.roots), (inf,) * len(blank)
+    saga = Saga(plan, SAGA_STARTED, 0, blank, plan.created_at, ready=roots, wakes=never)
+    draft = open_draft(saga, plan.created_at)
     if not too_early(draft):
         begin_ready(draft)
         settle(draft)

@@ -53,6 +53,7 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 PENDING = Progress()
+FIRST_ATTEMPT = Progress(StepState.STARTED, 1)
 
 # Progress is a tuple of tuples of this length: replacing one record copies two short tuples, not one long one.
 CHUNK = 32
@@ -60,7 +61,7 @@ CHUNK = 32
 Chunks = tuple[tuple[Progress, ...], ...]
 
 
-class Saga(Struct, frozen=True):
+class Saga(Struct, frozen=True, gc=False):
     """A saga at one moment. `revision` counts the events applied; times are seconds since 1970, UTC.
 
     `context`, and the inputs and outputs of `steps`, are read anew from the kept bytes each time they are asked

@@ -10,12 +10,10 @@ from math import inf
 
 from msgspec.structs import replace
 
-from saga_core.commands import Command, Execute
 from saga_core.conditions import holds
 from saga_core.draft import (
     COMPENSATED,
     COMPENSATING,
-    COMPLETED,
     FAILED,
     SAGA_COMPENSATED,
     SAGA_COMPENSATING,
@@ -25,90 +23,21 @@ from saga_core.draft import (
     SKIPPED,
     STARTED,
     Draft,
-    Transition,
     command_for,
     due,
     past_pivot,
-    plain,
     positions,
     put,
 )
-from saga_core.events import StepSucceeded
-from saga_core.model import CHUNK, Progress, Saga
+from saga_core.model import FIRST_ATTEMPT, Progress
 from saga_core.payload import decode_object
-from saga_core.plan import LAST, NOT_SIMPLE, Failure, StepPlan
+from saga_core.plan import Failure, StepPlan
 from saga_core.retry import NO_RETRY, PATIENT, RetryPolicy, delay_before
 from saga_core.states import Operation
 
 TIMEOUT = "timeout"
 TOTAL_TIMEOUT = "total_timeout"
 SAGA_TIMEOUT = "saga_timeout"
-
-_FIRST = Progress(STARTED, 1)
-
-
-def advance(saga: Saga, event: StepSucceeded) -> Transition | None:
-    """Answer the commonest events of all in one stroke, or return None to have them answered by the moves.
-
-    A step of a saga that runs has completed, and one other simply comes next, or nothing does. The answer is the same
-    either way, which a test sees to; this way it costs a third.
-    """
-    plan = saga.plan
-    position = plan.position(event.step)
-    following = plan.follower[position]
-    if following == NOT_SIMPLE or saga.suspended:
-        return None
-    outer, inner = divmod(position, CHUNK)
-    chunks, running = saga.progress, saga.running
-    chunk = list(chunks[outer])
-    record = chunk[inner]
-    if record.state is not STARTED or record.attempt != event.attempt or record.until is not None:
-        return None
-    if following == LAST:
-        if running != 1 << position or saga.ready or saga.stuck or plan.parent is not None:
-            return None
-        chunk[inner] = Progress(COMPLETED, event.attempt, 0, plain(event.output), None, event.at, record.met)
-        state, ended, running, tips = SAGA_COMPLETED, event.at, 0, saga.tips | 1 << position
-        commands: tuple[Command, ...] = ()
-    else:
-        beyond, place = divmod(following, CHUNK)
-        if chunks[beyond][place].skip:
-            return None
-        chunk[inner] = Progress(
-            COMPLETED, event.attempt, 0, plain(event.output), None, event.at, record.met, 1
-        )
-        if beyond == outer:
-            chunk[place] = _FIRST
-        else:
-            other = list(chunks[beyond])
-            other[place] = _FIRST
-            chunks = (*chunks[:beyond], tuple(other), *chunks[beyond + 1 :])
-        state, ended, tips = SAGA_STARTED, None, saga.tips
-        running ^= 1 << position | 1 << following
-        step = plan.steps[following]
-        commands = (Execute(plan.id, step.name, step.action, 1),)
-    fresh = tuple(chunk)
-    chunks = (fresh,) if len(chunks) == 1 else (*chunks[:outer], fresh, *chunks[outer + 1 :])
-    return Transition(
-        Saga(
-            plan,
-            state,
-            saga.revision + 1,
-            chunks,
-            event.at,
-            ended,
-            False,
-            saga.asked,
-            running,
-            saga.undoing,
-            saga.ready,
-            tips,
-            saga.stuck,
-            saga.wakes,
-        ),
-        commands,
-    )
-
 
 # Forward
 
@@ -163,8 +92,8 @@ def begin(draft: Draft, position: int) -> bool:
         return True
     draft.running |= bit
     if step.timeout is None and step.total_timeout is None and record.met == 0:
-        put(draft, position, _FIRST)
-        draft.commands.append(command_for(plan, position, _FIRST))
+        put(draft, position, FIRST_ATTEMPT)
+        draft.commands.append(command_for(plan, position, FIRST_ATTEMPT))
     else:
         expires = None if step.total_timeout is None else draft.at + step.total_timeout
         send(draft, position, Progress(STARTED, 1, met=record.met, expires=expires))

@@ -1,5 +1,6 @@
 """How a saga is defined: the steps that users write, and the plan that never changes once the saga exists."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
@@ -26,7 +27,7 @@ else:
 
     InputT = TypeVar("InputT")
 
-NOT_SIMPLE, LAST = -1, -2
+CANONICAL_ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 LONGEST_NAME = 128
 """Bytes. Names become parts of AMQP routing keys and message ids, which hold 255."""
@@ -156,7 +157,7 @@ class Plan(Struct, frozen=True, dict=True, omit_defaults=True):
     @cached_property
     def positions(self) -> dict[str, int]:
         """Each step's place in `steps`, by its name."""
-        return {step.name: position for position, step in enumerate(self.steps)}
+        return self.graph.positions
 
     def position(self, name: str) -> int:
         """Return a step's place in `steps`.
@@ -178,19 +179,13 @@ class Plan(Struct, frozen=True, dict=True, omit_defaults=True):
 
     @cached_property
     def follower(self) -> tuple[int, ...]:
-        """For each step the one that simply comes next, waiting for it alone, and under no condition or time.
+        """For each step the one that simply comes next; see `Graph`."""
+        return self.graph.followers
 
-        LAST where nothing waits for it, NOT_SIMPLE where it is another matter.
-        """
-        graph, steps = self.graph, self.steps
-
-        def after(position: int, dependents: tuple[int, ...]) -> int:
-            if not dependents:
-                return LAST
-            simple = len(dependents) == 1 and graph.dependencies[dependents[0]] == (position,)
-            return dependents[0] if simple and steps[dependents[0]].plain else NOT_SIMPLE
-
-        return tuple(after(position, dependents) for position, dependents in enumerate(graph.dependents))
+    @cached_property
+    def bits(self) -> tuple[int, ...]:
+        """The mask of each step alone."""
+        return self.graph.bits
 
     @cached_property
     def pivot(self) -> int | None:
@@ -221,11 +216,7 @@ def plan_saga(
     """
     planned = _plan_steps(name, steps)
     where = f"Saga {name!r}"
-    try:
-        canonical = str(ULID.from_str(id)) == id
-    except (TypeError, ValueError):
-        canonical = False
-    if not canonical:
+    if not isinstance(cast("object", id), str) or CANONICAL_ULID.fullmatch(id) is None:
         raise DefinitionError(f"{where}: the id {id!r} is not a ULID, in capitals")
     if not isfinite(at):
         raise DefinitionError(f"{where} cannot begin at {at}; give seconds since 1970")
@@ -324,7 +315,7 @@ def _check_step(where: str, place: int, step: "Step[Any]") -> None:
             f"not {step.name!r} and {step.action!r}"
         )
     for what, name in (("name", step.name), ("action", step.action), ("compensation", step.compensation)):
-        if isinstance(name, str):
+        if isinstance(name, str) and 4 * len(name) > LONGEST_NAME:
             _check_length(name, f"{where}: the {what} of step {step.name[:40]!r}")
     where = f"{where}: step {step.name!r}"
     if step.compensation is not None and not _usable(step.compensation):
@@ -350,8 +341,9 @@ def _graph(steps: Sequence[StepPlan], name: str) -> Graph:
         names = " and ".join(repr(steps[position].name) for position in pivots[:2])
         raise DefinitionError(f"{where} has two pivots, {names}; a saga has one point of no return")
     return build_graph(
-        [step.name for step in steps],
-        [step.depends_on for step in steps],
+        tuple([step.name for step in steps]),
+        tuple([step.depends_on for step in steps]),
+        tuple([step.plain for step in steps]),
         pivots[0] if pivots else None,
         where,
     )
@@ -360,7 +352,12 @@ def _graph(steps: Sequence[StepPlan], name: str) -> Graph:
 def _usable(name: object) -> bool:
     """Whether a name can be kept and sent: text that is not empty, and that UTF-8 and databases can hold."""
     try:
-        return isinstance(name, str) and name.encode() != b"" and "\0" not in name
+        return (
+            isinstance(name, str)
+            and name != ""
+            and "\0" not in name
+            and (name.isascii() or name.encode() != b"")
+        )
     except UnicodeEncodeError:
         return False
 
