@@ -52,7 +52,7 @@ def test_a_graph_knows_who_waits_for_whom() -> None:
 
 
 def test_a_graph_without_pivot_has_nothing_behind_it() -> None:
-    graph = build_graph(["a", "b", "c"], [None, (), ("a", "b")], None, "Saga")
+    graph = build_graph(("a", "b", "c"), (None, (), ("a", "b")), (True,) * 3, None, "Saga")
     assert graph.dependencies == ((), (), (0, 1))
     assert graph.masks == (0, 0, 0b11)
     assert graph.roots == (0, 1)
