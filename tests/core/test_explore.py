@@ -340,7 +340,7 @@ step ship / undo_ship: after pay
   pay: started #1
   -> execute pay #1
 
-> lose pay lost
+> lose pay
   saga: compensating
   pay: compensating #1
   -> undo pay #1
