@@ -264,7 +264,10 @@ def test_a_result_that_is_not_awaited_changes_nothing(
     if "not awaited" in answer.ignored:
         words = (repr(step), operation, saga.step(step).state)
     else:
-        words = (saga.state, "nothing is awaited any more" if operation == "execute" else "nothing is being undone")
+        words = (
+            saga.state,
+            "nothing is awaited any more" if operation == "execute" else "nothing is being undone",
+        )
     for word in (ID, *words):
         assert word in answer.ignored
 
