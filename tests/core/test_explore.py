@@ -21,7 +21,7 @@ from saga_core.events import (
     StepSucceeded,
 )
 from saga_core.machine import TABLE, Row
-from saga_core.model import Saga
+from saga_core.model import PENDING, Progress, Saga
 from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import NOT_SIMPLE, ChildSaga, Plan, Step
 from saga_core.retry import RetryPolicy
@@ -193,7 +193,7 @@ CASES: dict[str, tuple[Steps, dict[str, Any], str]] = {
         "332 states, 846 transitions, depth 8; at rest: 24 completed, 78 failed, 16 compensated",
     ),
     "a pivot at the end, cancelled": (
-        [step("a"), step("pay", "a", pivot=True)],
+        [step("a"), replace(step("pay", pivot=True), depends_on=None)],
         {"operations": ("cancel", "resolve")},
         "174 states, 427 transitions, depth 7; at rest: 14 completed, 34 failed, 25 compensated",
     ),
@@ -321,6 +321,16 @@ def test_an_invariant_of_a_state_is_checked() -> None:
     with pytest.raises(Violation, match="both are undone") as raised:
         explore([step("a"), step("b", "a"), step("c", "b")], invariants=[never_both])
     assert raised.value.length == 4
+
+
+def test_an_invariant_that_raises_is_reported_with_its_trace() -> None:
+    def incomplete(saga: Saga) -> str | None:
+        return {0: None}[saga.revision]
+
+    with pytest.raises(Violation, match="KeyError is raised: 1") as raised:
+        explore([step("a")], invariants=[incomplete])
+    assert raised.value.length == 1
+    assert isinstance(raised.value.__cause__, KeyError)
 
 
 def test_an_invariant_of_an_event_is_checked() -> None:
@@ -505,7 +515,7 @@ def what_failed_for_good_is_tried_again(patch: pytest.MonkeyPatch) -> None:
 
 @broken("'a' began attempt 3 after attempt 2", 2, step("a", retry=TWICE))
 def an_attempt_is_left_out(patch: pytest.MonkeyPatch) -> None:
-    def numbering(draft: Draft, position: int, record: Any) -> None:
+    def numbering(draft: Draft, position: int, record: Progress) -> None:
         send(draft, position, replace(record, attempt=record.attempt + (record.attempt > 1)))
 
     send = moves.send
@@ -658,7 +668,7 @@ def a_move_is_not_in_the_table(patch: pytest.MonkeyPatch) -> None:
 
 @broken("worked out otherwise from the store: wakes (I8)", 0, step("a", timeout=5))
 def what_follows_from_the_steps_is_not_kept_up(patch: pytest.MonkeyPatch) -> None:
-    def careless(draft: Draft, position: int, record: Any) -> None:
+    def careless(draft: Draft, position: int, record: Progress) -> None:
         wakes = draft.wakes
         put(draft, position, record)
         draft.wakes = wakes
@@ -685,6 +695,128 @@ def a_timer_goes_off_too_early(patch: pytest.MonkeyPatch) -> None:
         return None if wake is None else 0.0
 
     patch.setattr(invariants, "wake_at", early)
+
+
+@broken("it says that it changed at 1.0, not at 0.0", 1, step("a"))
+def an_event_is_dated_wrongly(patch: pytest.MonkeyPatch) -> None:
+    def late(draft: Draft, revision: int) -> Transition:
+        draft.at += revision > 0
+        return close(draft, revision)
+
+    close = machine.close
+    patch.setattr(machine, "close", late)
+
+
+@broken("the saga rests in completed while 'b' runs", 1, step("a"), step("b"))
+def a_saga_rests_while_a_step_runs(patch: pytest.MonkeyPatch) -> None:
+    def settle_badly(draft: Draft) -> None:
+        draft.state = SagaState.COMPLETED if draft.tips else draft.state
+
+    patch.setattr(machine, "settle", settle_badly)
+
+
+def dated(patch: pytest.MonkeyPatch, moment: float | None) -> None:
+    """Have every answer of the machine say when it came to rest."""
+
+    def wrongly(draft: Draft, revision: int) -> Transition:
+        answer = close(draft, revision)
+        return replace(answer, saga=replace(answer.saga, completed_at=moment))
+
+    close = machine.close
+    patch.setattr(machine, "close", wrongly)
+
+
+@broken("a saga at rest must say when it came to rest", 1, step("a"))
+def a_saga_does_not_say_when_it_came_to_rest(patch: pytest.MonkeyPatch) -> None:
+    dated(patch, None)
+
+
+@broken("the saga is not at rest, and says when it came to rest", 0, step("a"))
+def a_saga_says_too_early_that_it_is_at_rest(patch: pytest.MonkeyPatch) -> None:
+    dated(patch, 0.0)
+
+
+@broken("the saga was undone past its pivot", 2, step("pay", undo=False, pivot=True), step("ship", "pay"))
+def a_pivot_without_a_compensation_is_undone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(moves, "past_pivot", lambda draft: False)
+
+
+@broken("and 'z' could still have gone forward", 4, *HALVES, operations=["suspend"])
+def a_saga_fails_before_it_has_done_what_it_can(patch: pytest.MonkeyPatch) -> None:
+    def settle_badly(draft: Draft) -> None:
+        if draft.stuck:
+            draft.ready = 0
+        settle(draft)
+
+    settle = machine.settle
+    patch.setattr(machine, "settle", settle_badly)
+
+
+@broken("and 'a' could still have been undone", 3, step("a"), step("b"), options=SEQUENTIAL)
+def a_saga_fails_before_it_has_undone_what_it_can(patch: pytest.MonkeyPatch) -> None:
+    def settle_badly(draft: Draft) -> None:
+        if draft.stuck:
+            draft.tips = 0
+        settle(draft)
+
+    settle = machine.settle
+    patch.setattr(machine, "settle", settle_badly)
+
+
+@broken("“execute a #1” is outstanding, and its result is not awaited", 0, step("a"))
+def a_command_that_is_out_is_not_awaited(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(invariants, "awaits", lambda saga, command: False)
+
+
+@broken("step 'a' went from started to pending", 1, step("a"))
+def a_step_that_has_begun_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    def forgetful(draft: Draft, event: StepDeferred) -> str | None:
+        moves.put(draft, draft.plan.position(event.step), PENDING)
+        return None
+
+    row = TABLE[StepDeferred]
+    patch.setitem(TABLE, StepDeferred, Row(forgetful, row.leads, row.otherwise))
+
+
+@broken("step 'b' went from failed to completed", 3, step("a"), step("b", "a"))
+def a_step_that_has_failed_completes(patch: pytest.MonkeyPatch) -> None:
+    def rosy(draft: Draft, event: CompensationSucceeded) -> str | None:
+        ignored = row.rule(draft, event)
+        if draft.record(1).state is StepState.FAILED:
+            moves.put(draft, 1, replace(draft.record(1), state=COMPLETED))
+        return ignored
+
+    row = TABLE[CompensationSucceeded]
+    patch.setitem(TABLE, CompensationSucceeded, Row(rosy, row.leads, row.otherwise))
+
+
+@broken("step 'c' began though the saga turned round", 2, step("a"), step("b"), step("c", "a"))
+def a_step_begins_although_the_saga_turned_round(patch: pytest.MonkeyPatch) -> None:
+    def eager(draft: Draft, position: int, record: Progress) -> None:
+        state, draft.state = draft.state, SagaState.STARTED
+        end_well(draft, position, record)
+        draft.state = state
+
+    end_well = machine.end_well
+    patch.setattr(machine, "end_well", eager)
+
+
+@broken("had an attempt with an unknown outcome, and this is forgotten", 3, step("a", retry=TWICE))
+def an_unknown_outcome_is_forgotten_when_a_step_is_skipped(patch: pytest.MonkeyPatch) -> None:
+    def careless(draft: Draft, position: int, record: Progress) -> None:
+        skip(draft, position, replace(record, unknown=False))
+
+    skip = machine.skip
+    patch.setattr(machine, "skip", careless)
+
+
+@broken("an event is said to be ignored, and changes something", 1, step("a"))
+def an_event_that_is_ignored_changes_something(patch: pytest.MonkeyPatch) -> None:
+    def changing(saga: Saga, event: Event) -> Transition:
+        answer = machine.transition(saga, event)
+        return replace(answer, ignored="never mind") if isinstance(event, StepDeferred) else answer
+
+    patch.setattr(world, "transition", changing)
 
 
 @broken("ZeroDivisionError is raised: division by zero", 1, step("a"))

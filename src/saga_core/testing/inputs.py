@@ -100,7 +100,7 @@ def _read(saga: Saga, world: World, words: str, at: float) -> Event | StartChild
     remark = _REMARK.match(words)
     assert remark is not None
     reason, by = remark["reason"] or REASON, remark["by"] or ""
-    verb, *rest = tokens_of(remark["what"])
+    verb, *rest = tokens_of(remark["what"]) or [""]
     match verb, rest:
         case "time", [moment]:
             return TimePassed(float(moment))
