@@ -37,7 +37,7 @@ def consequences(origin: Saga, history: Iterable[Event], command: Command) -> tu
     for event in history:
         answer = transition(saga, event)
         saga = answer.saga
-        if _answers(event, command):
+        if answer.ignored is None and _answers(event, command):
             caused = answer.commands
     still = set(outstanding(saga))
     return tuple(one for one in caused if one in still)

@@ -44,6 +44,10 @@ class Order(Struct):
     amount: int
 
 
+class Opening(Struct):
+    hour: int
+
+
 @dataclass
 class Address:
     street: str
@@ -114,6 +118,7 @@ async def takes_none() -> None: ...
 async def takes_three(saga: Saga, step: Step, more: int) -> None: ...
 async def by_keyword(saga: Saga, *, step: Step) -> None: ...
 async def opaque(saga: Saga, step: Step[Opaque]) -> None: ...
+async def of_two_structs(saga: Saga, step: Step[Order | Opening]) -> None: ...
 async def by_unknown_name(saga: Saga, step: "Step[Nowhere]") -> None: ...  # type: ignore[name-defined] # noqa: F821
 
 
@@ -127,7 +132,8 @@ async def by_unknown_name(saga: Saga, step: "Step[Nowhere]") -> None: ...  # typ
         (takes_none, r"must take \(saga, step\), but takes \(\)"),
         (takes_three, r"must take \(saga, step\)"),
         (by_keyword, r"must take \(saga, step\)"),
-        (opaque, "Opaque"),
+        (opaque, "Opaque'>, which cannot be read from JSON; use a Struct or a dataclass"),
+        (of_two_structs, r"Order \| .*Opening, which cannot be read from JSON: "),
         (
             by_unknown_name,
             r"'Step\[Nowhere\]', which cannot be read at run time .*Nowhere.*; import the names",

@@ -96,3 +96,25 @@ def test_a_payload_is_read_back_equal_or_refused_for_a_number_json_lacks(value: 
     else:
         with pytest.raises(PayloadError, match=r"^The output holds a number that JSON cannot"):
             encode_payload(value, "The output")
+
+
+@pytest.mark.parametrize("depth", [99, 100, 101])
+@pytest.mark.parametrize("leaf", ['"{"', '"\\"[{"', "1", "{}"])
+def test_a_payload_may_be_nested_so_deep_and_no_deeper(depth: int, leaf: str) -> None:
+    value = json.loads(
+        '{"a":[' * (depth // 2) + ('{"a":' * (depth % 2)) + leaf + "}" * (depth % 2) + "]}" * (depth // 2)
+    )
+    if depth + (leaf == "{}") <= 100:
+        assert json.loads(bytes(encode_payload(value, "The output"))) == value
+    else:
+        with pytest.raises(PayloadError, match=r"^The output is nested deeper than 100 objects and lists"):
+            encode_payload(value, "The output")
+
+
+def test_many_objects_beside_each_other_are_not_deep() -> None:
+    value = {"list": [{"n": [n]} for n in range(200)]}
+    assert json.loads(bytes(encode_payload(value, "The output"))) == value
+
+
+def test_an_empty_object_is_the_empty_payload() -> None:
+    assert encode_payload({}, "") is encode_payload(None, "")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from ulid import ULID
 
 from saga_core import (
@@ -253,6 +254,22 @@ def test_a_child_that_goes_past_its_pivot_while_it_is_to_be_undone_leaves_its_pa
     # A report from before the order says nothing of it.
     saga = play(saga, "retry").saga
     assert transition(saga, rested).ignored
+
+
+def test_a_child_that_cannot_be_undone_leaves_its_parent_to_a_person() -> None:
+    saga = play(parent(), "child a completed, b fails").saga
+    rested = ChildRested("a", 1, ID, SagaState.FAILED, BORN + 5, 1)
+    old = transition(saga, replace(rested, asked=0))
+    assert old.ignored == f"saga {ID}: the child saga {ID} had failed before attempt 1 to undo it"
+    saga = transition(saga, rested).saga
+    assert saga.is_failed
+    error = saga.step("a").error
+    assert error is not None
+    assert (error.code, error.message) == (
+        "child_failed",
+        f"the child saga {ID} could not be undone; see to it first",
+    )
+    assert transition(play(saga, "retry").saga, rested).ignored
 
 
 def test_a_child_behind_the_pivot_is_started_anew_when_a_person_asks() -> None:

@@ -34,6 +34,7 @@ _TOKEN = re.compile(
     r"""\s*("(?:\\.|[^"\\])*"|\[(?:"(?:\\.|[^"\\])*"|[^]"])*]|[,:/+]|[^\s,:/+\["]+)""", re.VERBOSE
 )
 _DEFAULT = RetryPolicy()
+_DELAYS = {"delay": "initial_delay", "multiplier": "multiplier", "max_delay": "max_delay"}
 
 
 class TranscriptError(SagaError):
@@ -186,7 +187,7 @@ def _condition_text(condition: Condition) -> str:
 
 def _policy_text(policy: RetryPolicy) -> str:
     words = ["forever" if policy.max_attempts is None else str(policy.max_attempts)]
-    for name, word in (("initial_delay", "delay"), ("multiplier", "multiplier"), ("max_delay", "max_delay")):
+    for word, name in _DELAYS.items():
         value = getattr(policy, name)
         if value != getattr(_DEFAULT, name):
             words += [word, number_text(value)]
@@ -277,8 +278,9 @@ def _policy(tokens: list[str]) -> RetryPolicy:
         if word == "on":
             given["retry_on"] = _names(rest)
             break
-        field = {"delay": "initial_delay", "multiplier": "multiplier", "max_delay": "max_delay"}[word]
-        given[field] = float(rest.pop(0))
+        if word not in _DELAYS:
+            raise TranscriptError(f"a retry policy cannot say {word!r}")
+        given[_DELAYS[word]] = float(rest.pop(0))
     return RetryPolicy(**given)
 
 

@@ -142,17 +142,18 @@ class _Search:
                 result = happen(world, happening)
                 problem = self._check_result(happening, result)
             except Exception as error:
-                self._violated(f"{type(error).__name__} is raised: {error}", index, happening)
-                raise
+                raise self._violation(
+                    f"{type(error).__name__} is raised: {error}", index, happening
+                ) from error
             if problem is not None:
-                self._violated(problem, index, happening)
+                raise self._violation(problem, index, happening)
             if result.answer is None or result.answer.ignored is None:
                 self._arrive(index, happening, result.world)
         for saga, event in stale(world):
             answer = transition(saga, event)
             if answer.saga is not saga or answer.commands or answer.ignored is None:
                 happening = Happening(saga.id, event.at, event)
-                self._violated(
+                raise self._violation(
                     "a message that is late, or came twice, changes something (I2)", index, happening
                 )
 
@@ -200,14 +201,13 @@ class _Search:
                 if problem is None:
                     problem = next(filter(None, (one(saga) for one in self.of_states)), None)
             except Exception as error:
-                self._violated(f"{type(error).__name__} is raised: {error}", index)
-                raise
+                raise self._violation(f"{type(error).__name__} is raised: {error}", index) from error
             if problem is not None:
-                self._violated(problem, index)
+                raise self._violation(problem, index)
         if len(world.sagas) > 1:
             problem = rules.check_children(world.sagas, bool(world.used & self.deciding))
             if problem is not None:
-                self._violated(problem, index)
+                raise self._violation(problem, index)
 
     def _check_ends(self) -> None:
         """Go back from every world that is at rest, or waits for a person; whatever is not met never gets there."""
@@ -219,9 +219,9 @@ class _Search:
                     reached[index] = True
                     todo.append(index)
         if not all(reached):
-            self._violated("from here the saga never comes to rest (I1)", reached.index(False))
+            raise self._violation("from here the saga never comes to rest (I1)", reached.index(False))
 
-    def _violated(self, problem: str, index: int, last: Happening | None = None) -> None:
+    def _violation(self, problem: str, index: int, last: Happening | None = None) -> Violation:
         way = [] if last is None else [last]
         came = self.came[index]
         while came is not None:
@@ -229,7 +229,7 @@ class _Search:
             way.append(happening)
             came = self.came[index]
         way.reverse()
-        raise Violation(problem, _told(self.plan, self.worlds[0], way), len(way))
+        return Violation(problem, _told(self.plan, self.worlds[0], way), len(way))
 
     def _shape(self, plan: Plan) -> tuple[rules.Shape, tuple[tuple[int, ...], ...]]:
         found = self.shapes.get(plan.id)

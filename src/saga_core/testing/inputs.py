@@ -26,10 +26,10 @@ from saga_core.events import (
     SuspendRequested,
     TimePassed,
 )
-from saga_core.model import Saga
+from saga_core.model import Progress, Saga
 from saga_core.payload import EMPTY
 from saga_core.plan import Failure, child_id
-from saga_core.states import SagaState
+from saga_core.states import SagaState, StepState
 from saga_core.testing.definitions import TranscriptError, name_of, number_text, quoted, tokens_of
 from saga_core.testing.world import REASON, Happening, World
 
@@ -100,7 +100,7 @@ def _read(saga: Saga, world: World, words: str, at: float) -> Event | StartChild
     remark = _REMARK.match(words)
     assert remark is not None
     reason, by = remark["reason"] or REASON, remark["by"] or ""
-    verb, *rest = tokens_of(remark["what"])
+    verb, *rest = tokens_of(remark["what"]) or [""]
     match verb, rest:
         case "time", [moment]:
             return TimePassed(float(moment))
@@ -126,7 +126,7 @@ def _read(saga: Saga, world: World, words: str, at: float) -> Event | StartChild
 
 def _result(saga: Saga, verb: str, rest: list[str], at: float, output: Raw, reason: str) -> Event:
     step, number = _step_and_attempt(rest)
-    attempt = number or max(saga.progress_of(step).attempt, 1)
+    attempt = number or _latest(saga.progress_of(step))
     code = [name_of(token) for token in rest if token != "retryable"]
     retryable = "retryable" in rest
     if verb in ("fail", "lose"):
@@ -143,7 +143,7 @@ def _result(saga: Saga, verb: str, rest: list[str], at: float, output: Raw, reas
 
 def _undo_result(saga: Saga, verb: str, rest: list[str], at: float) -> Event:
     step, number = _step_and_attempt(rest)
-    attempt = number or max(saga.progress_of(step).compensation_attempt, 1)
+    attempt = number or _latest(saga.progress_of(step), undo=True)
     code = [name_of(token) for token in rest if token != "retryable"]
     if verb == "fail":
         word = code[0] if code else "failed"
@@ -178,6 +178,13 @@ def _rested(saga: Saga, world: World, rest: list[str], at: float) -> ChildRested
     return ChildRested(step, attempt, child, SagaState(rest[0]), at, asked)
 
 
+def _latest(record: Progress, *, undo: bool = False) -> int:
+    """Return the number of the latest attempt that has gone out, or of the first one."""
+    attempt = record.compensation_attempt if undo else record.attempt
+    waits = record.waiting and (record.state is StepState.COMPENSATING) is undo
+    return max(attempt - waits, 1)
+
+
 def _step_and_attempt(tokens: list[str]) -> tuple[str, int | None]:
     """Take a step, and an attempt if there is one, off the front of the tokens."""
     step = name_of(tokens.pop(0))
@@ -206,10 +213,10 @@ def _written(saga: Saga, what: Event | StartChild | CompensateChild) -> str:
             asked = f" asked {what.asked}" if what.asked else ""
             return f"report {_target(what.step, what.attempt, latest)} {what.state}{asked}"
         case StepSucceeded() | StepSkipped() | StepDeferred() | StepFailed():
-            latest = saga.progress_of(what.step).attempt == what.attempt
+            latest = _latest(saga.progress_of(what.step)) == what.attempt
             return _said("", what, _target(what.step, what.attempt, latest))
         case CompensationSucceeded() | CompensationDeferred() | CompensationFailed():
-            latest = saga.progress_of(what.step).compensation_attempt == what.attempt
+            latest = _latest(saga.progress_of(what.step), undo=True) == what.attempt
             return _said("undo ", what, _target(what.step, what.attempt, latest))
         case CompensationRequested() if what.attempt:
             return f"compensate #{what.attempt}"
@@ -220,8 +227,8 @@ def _written(saga: Saga, what: Event | StartChild | CompensateChild) -> str:
 def _said(undo: str, what: Any, target: str) -> str:
     if isinstance(what, StepFailed | CompensationFailed):
         verb = "lose" if isinstance(what, StepFailed) and what.unknown else "fail"
-        retryable = " retryable" if what.error.retryable else ""
-        return f"{verb} {undo}{target} {quoted(what.error.code)}{retryable}"
+        code = "" if (verb, what.error.code) == ("lose", "lost") else f" {quoted(what.error.code)}"
+        return f"{verb} {undo}{target}{code}{' retryable' if what.error.retryable else ''}"
     if isinstance(what, StepSucceeded | CompensationSucceeded):
         return f"succeed {undo}{target}"
     return f"{'skip' if isinstance(what, StepSkipped) else 'defer'} {undo}{target}"
