@@ -261,7 +261,8 @@ class Link:
                 lane.flush()
             out, self._out = self._out, []
             data = b"".join(out)
-            await self._stream.send(data)
+            if data:  # a consumer that has gone in the meantime has nothing to say
+                await self._stream.send(data)
             self._buffered -= len(data)
             self._admit()
 
