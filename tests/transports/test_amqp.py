@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -29,7 +30,7 @@ from saga_amqp.testing.traffic import (
 )
 from saga_amqp.transports.amqp import AmqpTransport
 from tests.servers import RabbitMQ
-from tests.transports.asking import delete_queue
+from tests.transports.asking import ask, delete_queue
 
 
 @pytest.mark.uvloop
@@ -73,6 +74,35 @@ async def test_a_message_that_cannot_be_sent_is_settled(amqp_url: str) -> None:
             assert isinstance(outbox.outcomes["i" * 256], PublishError)
             assert isinstance(outbox.outcomes["headers"], PublishError)
             assert outbox.outcomes["good"] is None
+
+
+async def test_a_message_that_the_broker_does_not_take_is_an_error(amqp_url: str) -> None:
+    """A queue that is full and says so answers with basic.nack."""
+    full = unique_name("full")
+    arguments = {"x-max-length": 1, "x-overflow": "reject-publish", "x-expires": 60_000}
+    await ask(amqp_url, lambda channel: channel.queue_declare(full, arguments=arguments))
+    with anyio.fail_after(30):
+        async with AmqpTransport(amqp_url) as transport:
+            outbox = Outbox(transport)
+            for number in range(4):
+                await outbox.publish(message_to(full, str(number)))
+            refused = [error for error in outbox.outcomes.values() if error is not None]
+            assert len(refused) in (2, 3)  # RabbitMQ counts roughly
+            assert all(type(error) is PublishError and "did not take" in str(error) for error in refused)
+
+
+async def test_when_aiormq_ends_the_conversation_everybody_learns(amqp_url: str) -> None:
+    """As it does when it has not heard of the broker for too long."""
+    with anyio.fail_after(30):
+        async with AmqpTransport(amqp_url) as transport:
+            queue = await new_queue(transport)
+            async with transport.consume(queue, 10, Inbox()) as consumer:
+                assert transport._control is not None
+                with suppress(ConnectionLostError):
+                    await transport._control.run(lambda connection: connection.close())
+                assert isinstance(await consumer.failed(), ConnectionLostError)
+                with pytest.raises(ConnectionLostError):
+                    await transport.declare(Topology((), ()))
 
 
 async def test_a_missing_exchange_fails_what_is_under_way_and_nothing_after(amqp_url: str) -> None:
@@ -150,6 +180,20 @@ async def test_the_topology_error_says_what_the_broker_says(amqp_url: str) -> No
                 await transport.declare(Topology((), (expiring_queue(name, (("missing", "#"),)),)))
             with pytest.raises(TopologyError, match=r"amq\.direct"):
                 await transport.declare(Topology((), (expiring_queue("amq.direct"),)))
+
+
+async def test_leaving_forgets_no_acknowledgement(amqp_url: str) -> None:
+    """A channel that is closed at once forgets nearly half of so many acknowledgements of a quorum queue."""
+    with anyio.fail_after(30):
+        async with AmqpTransport(amqp_url) as transport:
+            for _ in range(5):
+                queue = await new_queue(transport)
+                await Outbox(transport).publish(*(message_to(queue, str(number)) for number in range(400)))
+                inbox = Inbox()
+                async with transport.consume(queue, 400, inbox):
+                    deliveries = await inbox.take(400)
+                    acknowledge(reversed(deliveries[1:]))
+                assert await drain(transport, queue) == [("0", True)]
 
 
 async def test_a_prefetch_out_of_range_is_refused(amqp_url: str) -> None:

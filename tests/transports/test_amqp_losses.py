@@ -172,20 +172,20 @@ async def test_a_connection_with_heartbeats_survives_traffic_and_quiet(amqp_url:
             AmqpTransport(amqp_url, heartbeat=1) as quiet,
             AmqpTransport(amqp_url, heartbeat=0) as without,
         ):
-            queue = await new_queue(busy)
+            queue, silent = await new_queue(busy), await new_queue(busy)
             inbox = Inbox()
             ends = anyio.current_time() + 10
             async with (
                 busy.consume(queue, 10, inbox),
-                quiet.consume(queue, 1, Inbox()),
-                without.consume(queue, 1, Inbox()),
+                quiet.consume(silent, 1, Inbox()),
+                without.consume(silent, 1, Inbox()),
             ):
                 count = 0
                 while anyio.current_time() < ends:
                     count += 1
                     await Outbox(busy).publish(message_to(queue, str(count)))
-                    inbox.received[-1].acknowledge()
-                    await anyio.lowlevel.checkpoint()
+                    (delivery,) = await inbox.take()
+                    delivery.acknowledge()
             for transport in (busy, quiet, without):
                 await transport.declare(Topology((), ()))
             assert threads_named("saga-amqp-control") == 3

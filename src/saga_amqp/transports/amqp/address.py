@@ -1,6 +1,6 @@
 """Where a broker is, read from its URL. Nothing here ever shows a password."""
 
-from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -32,15 +32,14 @@ def parse(url: str, heartbeat: int | None = None) -> Address:
 
     Raises: ConnectFailedError, which names the part that is wrong and never the password.
     """
-    try:
-        parts = urlsplit(url)
-        scheme, host, port = parts.scheme, parts.hostname, parts.port
-        settings = parse_qs(parts.query, strict_parsing=bool(parts.query))
-    except ValueError:  # whose text may have the password in it
+    split = _split(url)
+    if split is None:  # raised here and not there: the text of that ValueError may have the password in it
         raise ConnectFailedError(
             "The broker's URL cannot be read; it has to be amqp://user:password@host:port/vhost, and what is "
             "special in a URL has to be percent-encoded in the password"
-        ) from None
+        )
+    parts, port, settings = split
+    scheme, host = parts.scheme, parts.hostname
     if scheme not in PORTS:
         raise ConnectFailedError(f"The broker's URL has to begin with amqp:// or amqps://, not {scheme!r}")
     if not host:
@@ -59,3 +58,11 @@ def parse(url: str, heartbeat: int | None = None) -> Address:
     ).geturl()
     virtual_host = unquote(parts.path[1:]) or "/"
     return Address(host, port or PORTS[scheme], scheme == "amqps", virtual_host, heartbeat, secret_url)
+
+
+def _split(url: str) -> tuple[SplitResult, int | None, dict[str, list[str]]] | None:
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port, parse_qs(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:
+        return None

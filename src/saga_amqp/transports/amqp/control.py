@@ -19,9 +19,14 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 from aiormq.connection import TransportFactory
-from aiormq.exceptions import ChannelClosed
+from aiormq.exceptions import ChannelClosed, ChannelInvalidStateError
 
-from saga_amqp.errors import ConnectionLostError, ConsumerCancelledError, TransportError
+from saga_amqp.errors import (
+    ConnectionLostError,
+    ConsumerCancelledError,
+    TransportClosedError,
+    TransportError,
+)
 from saga_amqp.transports.amqp.address import Address
 from saga_amqp.transports.amqp.frames import CLOSE_OK_FRAME, HEARTBEAT_FRAME
 
@@ -55,6 +60,7 @@ class Control:
         self._connection: aiormq.Connection
         self._own_tasks: set[asyncio.Task[Any]]
         self._started = False
+        self._closing = False
 
     def start(self) -> None:
         """Start the portal thread; blocks for a millisecond or two."""
@@ -77,9 +83,18 @@ class Control:
 
         return await self.run(work, undo=_close)
 
-    async def close_channel(self, channel: Channel) -> None:
-        """Close a channel; returns when the broker agreed. Raises: TransportError."""
-        await self.run(lambda _: _close(channel))
+    async def leave(self, channel: Channel, consumer_tag: str | None) -> None:
+        """Stop consuming, if there is something to stop, and close the channel. Raises: TransportError."""
+
+        async def work(_: aiormq.Connection) -> None:
+            if consumer_tag is not None:
+                # Not for the sake of manners: a channel hands acknowledgements on to a quorum queue a few at a time,
+                # and forgets the others when it is closed (RabbitMQ 3.10). The queue answers to this after them.
+                with contextlib.suppress(ChannelClosed, ChannelInvalidStateError):
+                    await channel.basic_cancel(consumer_tag)
+            await channel.close()
+
+        await self.run(work)
 
     async def consume(self, channel: Channel, queue: str, prefetch: int) -> str:
         """Begin to consume, and return the consumer's tag. Raises: ConsumerCancelledError, TransportError."""
@@ -143,6 +158,7 @@ class Control:
 
     async def close(self) -> None:
         """Say goodbye to the broker, and wait for its answer."""
+        self._closing = True
         # aiormq doesn't say goodbye on a connection that it hasn't heard of for long.
         self.feed(HEARTBEAT_FRAME)
         with contextlib.suppress(TransportError):
@@ -151,6 +167,7 @@ class Control:
     async def stop(self) -> None:
         """End the portal thread; call it after `lose`. Blocks for a millisecond at the end."""
         if not self._started:
+            self._portal.close()
             return
         self._started = False
         done = anyio.Event()
@@ -167,6 +184,8 @@ class Control:
         except TransportError:
             raise
         except (Exception, asyncio.CancelledError) as error:
+            if self._closing:
+                raise TransportClosedError("The transport was closed") from error
             raise ConnectionLostError(
                 f"The conversation with the broker at {self._address} failed: {str(error) or type(error).__name__}"
             ) from error
@@ -277,7 +296,8 @@ class _Quiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if threading.get_ident() != self.thread:
             return True
-        logger.debug("aiormq: %s", record.getMessage(), exc_info=record.exc_info)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("aiormq: %s", record.getMessage(), exc_info=record.exc_info)
         return False
 
     def __enter__(self) -> "_Quiet":

@@ -5,11 +5,12 @@ link ends once, in `lose`, whatever the reason is; everybody who waits is told t
 """
 
 import logging
+import os
 import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import anyio
 import anyio.abc
@@ -72,10 +73,19 @@ async def dial(address: Address, ssl_context: ssl.SSLContext | None) -> anyio.ab
     except ssl.SSLError as error:
         raise ConnectFailedError(f"TLS with {address} failed: {error}") from error
     except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
-        reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        raise ConnectFailedError(
-            f"Nobody answers at {address}: {str(reason) or type(reason).__name__}"
-        ) from error
+        raise ConnectFailedError(f"Nobody answers at {address}: {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    """Return what one can act on: the first of AnyIO's attempts, in the words of the system."""
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cast("BaseExceptionGroup[BaseException]", cause).exceptions[0]
+    if isinstance(cause, OSError):
+        error = cause
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 class _Publisher:
@@ -251,7 +261,8 @@ class Link:
                 lane.flush()
             out, self._out = self._out, []
             data = b"".join(out)
-            await self._stream.send(data)
+            if data:  # a consumer that has gone in the meantime has nothing to say
+                await self._stream.send(data)
             self._buffered -= len(data)
             self._admit()
 

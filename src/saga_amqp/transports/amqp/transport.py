@@ -166,7 +166,7 @@ class AmqpTransport:
             lane.flush()
             lane.leave()
             with anyio.move_on_after(GOODBYE, shield=True), suppress(TransportError):
-                await control.close_channel(channel)
+                await consumer.leave()
 
     async def publish(self, message: Message, settled: Callable[[TransportError | None], None]) -> None:
         """Send a message; `settled` is called once, with None when the broker has confirmed it.
@@ -261,7 +261,7 @@ class AmqpConsumer:
     def __init__(self, control: Control, channel: Channel) -> None:
         self._control = control
         self._channel = channel
-        self._tag = ""
+        self._tag: str | None = None
         self._error: TransportError | None = None
         self._broken = anyio.Event()
 
@@ -276,8 +276,13 @@ class AmqpConsumer:
 
         Raises: ConnectionLostError, TransportClosedError.
         """
-        if self._error is None:
+        if self._tag is not None and self._error is None:
             await self._control.cancel(self._channel, self._tag)
+            self._tag = None
+
+    async def leave(self) -> None:
+        """Give everything back that is in hand. Raises: ConnectionLostError, TransportClosedError."""
+        await self._control.leave(self._channel, self._tag if self._error is None else None)
 
     async def failed(self) -> TransportError:
         """Wait until the subscription breaks, and return why. Never returns after an orderly end."""
