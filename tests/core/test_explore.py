@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from saga_core import machine, moves
+from saga_core import machine, moves, shortcut
 from saga_core.conditions import when
 from saga_core.draft import COMPENSATING, COMPLETED, Draft, Transition, positions
 from saga_core.errors import DefinitionError
@@ -23,7 +23,8 @@ from saga_core.events import (
 from saga_core.machine import TABLE, Row
 from saga_core.model import PENDING, Progress, Saga
 from saga_core.options import NO_OPTIONS, Options
-from saga_core.plan import NOT_SIMPLE, ChildSaga, Plan, Step
+from saga_core.graph import NOT_SIMPLE
+from saga_core.plan import ChildSaga, Plan, Step
 from saga_core.retry import RetryPolicy
 from saga_core.states import SagaState, StepState
 from saga_core.testing import Exploration, TooManyStates, Violation, explore, invariants, world
