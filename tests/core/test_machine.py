@@ -19,6 +19,7 @@ from saga_core import (
     outstanding,
     transition,
 )
+from saga_core.moves import advance
 
 from .notation import BORN, ID, error_of, event_of, events_of, play, saga_of, shown, states
 
@@ -246,6 +247,24 @@ IGNORED = {
     "of a compensation that does not exist": ("a- b c", "a ok, b ok, c fails", "undo a ok", "compensate"),
     "of an action while it is undone": ("a b", "a ok, b fails", "a ok", "execute"),
     "no attempt of a compensation": ("a b", "a ok", "undo a#0 ok", "compensate"),
+    # Results of what has ended, while others are still out.
+    "failed, after it succeeded, before the end": ("a b c", "a ok", "a fails", "execute"),
+    "skipped, after it succeeded, before the end": ("a b c", "a ok", "a skips", "execute"),
+    "later, after it succeeded, before the end": ("a b c", "a ok", "a later", "execute"),
+    "skipped, after it failed": ("a< b<", "a fails", "a skips", "execute"),
+    "succeeded, after it failed, before the end": ("a< b<", "a fails", "a ok", "execute"),
+    "failed twice, before the end": ("a< b<", "a fails", "a fails", "execute"),
+    "later, after it failed": ("a< b<", "a fails", "a later", "execute"),
+    "not undone, after it was, before the end": (
+        "a b c", "a ok, b ok, compensate, c ok, undo c ok", "undo c fails", "compensate"),
+    "undone twice, before the end": ("a b c", "a ok, b ok, compensate, c ok, undo c ok", "undo c ok", "compensate"),
+    "undone later, after it was": ("a b c", "a ok, b ok, compensate, c ok, undo c ok", "undo c later", "compensate"),
+    "undone, after it was stuck": ("a< b< c<", "a ok, b ok, c fails, undo a fails", "undo a ok", "compensate"),
+    "not undone twice, before the end": ("a< b< c<", "a ok, b ok, c fails, undo a fails", "undo a fails", "compensate"),
+    "skipped, of another attempt": ("a b", "", "a#2 skips", "execute"),
+    "later, of another attempt": ("a b", "", "a#2 later", "execute"),
+    "undone later, of another attempt": ("a b", "a ok, b fails", "undo a#2 later", "compensate"),
+    "not undone, of another attempt": ("a b", "a ok, b fails", "undo a#2 fails", "compensate"),
 }  # fmt: skip
 
 
@@ -438,3 +457,42 @@ def test_a_saga_takes_no_notice_of_what_its_list_of_steps_becomes() -> None:
     saga = new_saga("trip", steps, id=ID, at=BORN)
     steps.clear()
     assert [step.name for step in play(saga, "a ok, b ok").saga.steps] == ["a", "b"]
+
+
+# The short way.
+
+LONG_WAY = {
+    "another step waits for it too": ("a b<a c<a", "", "a ok"),
+    "the next one waits for others too": ("a< b< c<a+b", "", "a ok"),
+    "it is suspended": ("a b", "suspend", "a ok"),
+    "somebody skips the next one": ("a b", "skip b", "a ok"),
+    "others still run": ("a< b<", "", "a ok"),
+    "the next one starts a child": ("a b*", "", "a ok"),
+    "another one is stuck": ("a! b<a c<a", "a ok, b fails", "c ok"),
+    "it is not awaited": ("a b", "a ok", "a ok"),
+    "it is of another attempt": ("a b", "", "a#2 ok"),
+}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 32, 33, 34, 65])
+def test_the_commonest_events_go_the_short_way(length: int) -> None:
+    names, words = long_saga(length)
+    saga = saga_of(words)
+    for name in names:
+        answer = advance(saga, event_of(f"{name} ok"))  # type: ignore[arg-type]
+        assert answer is not None
+        assert answer == transition(saga, event_of(f"{name} ok"))
+        saga = answer.saga
+
+
+def test_a_step_beside_others_goes_the_short_way_to_the_one_that_waits_for_it() -> None:
+    saga = play(saga_of("a< b< c<a"), "").saga
+    answer = advance(saga, event_of("a ok"))  # type: ignore[arg-type]
+    assert answer is not None
+    assert shown(outstanding(answer.saga)) == "b#1, c#1"
+
+
+@pytest.mark.parametrize(("steps", "events", "event"), LONG_WAY.values(), ids=LONG_WAY)
+def test_what_is_less_common_goes_the_long_way(steps: str, events: str, event: str) -> None:
+    saga = play(saga_of(steps), events).saga
+    assert advance(saga, event_of(event, saga.updated_at + 1)) is None  # type: ignore[arg-type]

@@ -1,0 +1,301 @@
+"""Break the state machine on purpose, one small change at a time, and see whether the tests notice: `make mutation`.
+
+    python tests/mutation.py [--sample N] [--seed N] [--jobs N] [--at LINE] [module …]
+
+Each mutant changes one operator, comparison, constant or condition, or leaves one statement out. It is killed when a
+test of tests/core fails, or when they do not end in time. What survives is printed: a test is missing there, or the
+change makes no difference (KNOWN says why). In full it takes some 20 minutes on two cores.
+
+A mutant is a forked process in which the mutated module is imported in place of the real one, so no file is changed.
+"""
+
+import argparse
+import ast
+import importlib.abc
+import importlib.machinery
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import hypothesis.strategies
+import msgspec
+import pytest
+import ulid
+
+LOADED = (hypothesis, msgspec, ulid)  # once, before the processes part
+
+HERE = Path(__file__).parent
+SOURCE = HERE.parent / "src" / "saga_core"
+MODULES = ("machine", "moves", "operations", "draft", "graph")
+TESTS = (
+    "language",
+    "machine",
+    "graph",
+    "plan",
+    "codec",
+    "history",
+    "describe",
+    "purity",
+    "machine_properties",
+)
+SECONDS = 300
+GOAL = 0.95
+
+KNOWN: dict[str, str] = {}
+"""Why a surviving change makes no difference, by module and text of the change."""
+
+PAIRS = [
+    *((ast.Eq, ast.NotEq), (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)),
+    *((ast.And, ast.Or), (ast.Add, ast.Sub), (ast.Mult, ast.FloorDiv), (ast.BitOr, ast.BitAnd)),
+    *((ast.LShift, ast.RShift), (ast.Mod, ast.Mult), (ast.BitXor, ast.BitOr)),
+]
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    **dict(PAIRS),
+    **{other: one for one, other in PAIRS[:-2]},
+}
+
+
+class Mutant(NamedTuple):
+    """One change: the line, the text there before and after it, and its number in its module."""
+
+    module: str
+    number: int
+    line: int
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.py:{self.line}: {self.before}  →  {self.after}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.module}: {self.before} → {self.after}"
+
+
+class Mutator(ast.NodeTransformer):
+    """Go through a module in a fixed order, note every change that could be made, and make the wanted one."""
+
+    def __init__(self, module: str, wanted: int | None = None) -> None:
+        self.module, self.wanted = module, wanted
+        self.found: list[Mutant] = []
+
+    def offer(self, node: ast.AST, changed: ast.AST, shown: ast.AST | None = None) -> ast.AST:
+        before = ast.unparse(shown or node).split("\n")[0]
+        after = "nothing" if isinstance(changed, ast.Pass) else ast.unparse(changed).split("\n")[0]
+        number = len(self.found)
+        self.found.append(Mutant(self.module, number, node.lineno, before, after))  # type: ignore[attr-defined]
+        return ast.copy_location(changed, node) if number == self.wanted else node
+
+    # Expressions
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        for place, operator in enumerate(node.ops):
+            if type(operator) in SWAPS:
+                ops = [*node.ops[:place], SWAPS[type(operator)](), *node.ops[place + 1 :]]
+                node = self.offer(node, ast.Compare(node.left, ops, node.comparators))  # type: ignore[assignment]
+        for place, value in enumerate(node.comparators):
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                others = [*node.comparators[:place], ast.Constant("another"), *node.comparators[place + 1 :]]
+                node = self.offer(node, ast.Compare(node.left, node.ops, others))  # type: ignore[assignment]
+        return node
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
+        self.generic_visit(node)
+        changed = self.offer(node, ast.BoolOp(SWAPS[type(node.op)](), node.values))  # type: ignore[arg-type]
+        if changed is not node:
+            return changed
+        for place in range(len(node.values)):
+            rest = node.values[:place] + node.values[place + 1 :]
+            changed = self.offer(node, rest[0] if len(rest) == 1 else ast.BoolOp(node.op, rest))
+            if changed is not node:
+                return changed
+        return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        return self.offer(node, ast.BinOp(node.left, SWAPS[type(node.op)](), node.right))  # type: ignore[arg-type]
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        if isinstance(node.operand, ast.Constant):
+            return node
+        self.generic_visit(node)
+        return self.offer(node, node.operand)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if isinstance(node.value, bool):
+            return self.offer(node, ast.Constant(not node.value))
+        if isinstance(node.value, int):
+            return self.offer(node, ast.Constant(node.value + 1))
+        return node
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        self.generic_visit(node)
+        return self.offer(node, ast.IfExp(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse))
+
+    # Statements
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        self.generic_visit(node)
+        return self.offer(node, ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse))
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        if isinstance(node.value, ast.Constant):
+            return node
+        return self._without(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        attribute = all(isinstance(target, ast.Attribute | ast.Subscript) for target in node.targets)
+        return self._without(node) if attribute else self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
+        self.generic_visit(node)
+        swapped = ast.AugAssign(node.target, SWAPS[type(node.op)](), node.value)  # type: ignore[arg-type]
+        changed = self.offer(node, swapped)
+        return self.offer(node, ast.Pass()) if changed is node else changed
+
+    def visit_Return(self, node: ast.Return) -> ast.AST:
+        self.generic_visit(node)
+        nothing = node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None)
+        return self.offer(node, ast.Pass() if nothing else ast.Return(ast.Constant(None)))
+
+    def visit_Continue(self, node: ast.Continue) -> ast.AST:
+        return self.offer(node, ast.Pass())
+
+    def _without(self, node: ast.Expr | ast.Assign) -> ast.AST:
+        self.generic_visit(node)
+        return self.offer(node, ast.Pass())
+
+    # Left as they are
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        last = node.body[-1]
+        implied = (
+            isinstance(last, ast.Return) and isinstance(last.value, ast.Constant) and last.value.value is None
+        )
+        node.body = [self.visit(statement) for statement in (node.body[:-1] if implied else node.body)]
+        node.body += [last] if implied else []
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        node.body = [self.visit(statement) for statement in node.body]
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if node.value is not None and not isinstance(node.value, ast.Constant):
+            node.value = self.visit(node.value)
+        return node
+
+    def leave(self, node: ast.AST) -> ast.AST:
+        return node
+
+    # What type checkers and people read is not what the machine does.
+    visit_Assert = visit_ImportFrom = visit_JoinedStr = leave
+
+
+def mutants(module: str) -> list[Mutant]:
+    mutator = Mutator(module)
+    mutator.visit(ast.parse((SOURCE / f"{module}.py").read_text()))
+    return mutator.found
+
+
+class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Import a mutant in place of its module."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        path = SOURCE / f"{mutant.module}.py"
+        tree = Mutator(mutant.module, mutant.number).visit(ast.parse(path.read_text()))
+        self.name = f"saga_core.{mutant.module}"
+        self.code = compile(ast.fix_missing_locations(tree), path, "exec")
+
+    def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self) if name == self.name else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(self.code, module.__dict__)
+
+
+def fork_tests(mutant: Mutant | None) -> int:
+    """Run the tests in a process of their own, which ends with 0 when all pass, and return its id."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        if mutant is not None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            sys.meta_path.insert(0, Instead(mutant))
+        sys.path.insert(0, str(SOURCE.parent))
+        files = [str(HERE / "core" / f"test_{name}.py") for name in TESTS]
+        failed = pytest.main(
+            ["-xqq", "-W", "ignore", "-p", "no:cacheprovider", "--noconftest", "--hypothesis-seed=0", *files]
+        )
+        os._exit(1 if failed else 0)
+    except BaseException as error:
+        print(f"{error!r}", flush=True)
+        os._exit(1)
+
+
+def survivors(chosen: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, bool]]:
+    """Try mutants side by side; yield each as it ends, with whether it survived."""
+    todo = chosen[::-1]
+    running: dict[int, tuple[Mutant, float]] = {}
+    while todo or running:
+        while todo and len(running) < jobs:
+            mutant = todo.pop()
+            running[fork_tests(mutant)] = mutant, time.monotonic()
+        for pid, (mutant, began) in list(running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended and time.monotonic() - began > SECONDS:
+                os.kill(pid, 9)
+                ended, status = os.waitpid(pid, 0)
+            if ended:
+                del running[pid]
+                yield mutant, status == 0
+        time.sleep(0.02)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("modules", nargs="*", default=MODULES, metavar="module")
+    parser.add_argument("--sample", type=int, help="try so many mutants, chosen by chance")
+    parser.add_argument("--seed", type=int, default=0, help="another chance")
+    parser.add_argument("--at", type=int, help="only those of one line")
+    parser.add_argument("--jobs", type=int, default=2, help="so many processes")
+    given = parser.parse_args()
+    chosen = [mutant for module in given.modules for mutant in mutants(module)]
+    if given.at is not None:
+        chosen = [mutant for mutant in chosen if mutant.line == given.at]
+    random.Random(given.seed).shuffle(chosen)
+    chosen = chosen[: given.sample]
+    if os.waitpid(fork_tests(None), 0)[1]:
+        print("The tests fail without any mutation; mend that first.")
+        return 2
+    left, known, began = [], 0, time.monotonic()
+    for done, (mutant, survived) in enumerate(survivors(chosen, given.jobs), 1):
+        if survived and mutant.key in KNOWN:
+            known += 1
+        elif survived:
+            left.append(mutant)
+            print(f"survived: {mutant}", flush=True)
+        if done % 50 == 0:
+            print(f"{done} of {len(chosen)} in {time.monotonic() - began:.0f} s", flush=True)
+    killed = len(chosen) - known - len(left)
+    score = killed / max(len(chosen) - known, 1)
+    print(
+        f"{len(chosen)} mutants: {killed} killed, {len(left)} survived ({score:.1%}), {known} make no difference"
+    )
+    return 0 if score >= GOAL else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
