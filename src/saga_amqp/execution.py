@@ -18,14 +18,11 @@ from saga_core import (
     Command,
     Compensate,
     CompensateChild,
-    CompensationFailed,
-    CompensationRequested,
     Event,
     Execute,
     Failure,
     Report,
     Saga,
-    SagaState,
     StartChild,
     StepError,
     TimePassed,
@@ -36,6 +33,7 @@ from saga_core import (
     consequences,
     failure_event,
     failure_of,
+    order_to_undo,
     outstanding,
     transition,
 )
@@ -136,23 +134,18 @@ class Execution:
     async def _compensate_child(self, parent: Saga, command: CompensateChild) -> Sequence[Command]:
         if not awaits(parent, command):
             return ()
-        now = self._clock()
         try:
             child = await self._store.load(command.child)
         except SagaNotFoundError:
-            # It was never started, and will not be: there is nothing to undo.
-            attempt = parent.progress_of(command.step).attempt
-            event = ChildRested(command.step, attempt, command.child, SagaState.COMPENSATED, now)
-            return (await self._commit(parent, event, command)).commands
-        reason = f"its parent {parent.id} is being undone"
-        answer = await self._commit(
-            child, CompensationRequested(reason, now, attempt=command.attempt), command
-        )
-        if answer.saga.past_pivot:
-            error = Failure("child_past_pivot", f"the child saga {child.id} is past its pivot")
-            failed = CompensationFailed(command.step, command.attempt, error, now)
-            return (await self._commit(parent, failed, command)).commands
-        return outstanding(answer.saga)
+            child = None
+        while True:
+            about, event = order_to_undo(parent, child, command, self._clock())
+            answer = await self._commit(about, event, command)
+            if about is not child:
+                return answer.commands
+            if answer.ignored is None or not answer.saga.past_pivot:
+                return outstanding(answer.saga)
+            child = answer.saga  # it went past its pivot before it could be told
 
     async def _run_handler(self, saga: Saga, command: Execute | Compensate) -> Event:
         handler = self._config.handler(command)

@@ -1,5 +1,6 @@
 """Decides what a saga does next: a pure state machine, free of I/O, clocks and chance."""
 
+from saga_core.children import child_saga, order_to_undo
 from saga_core.codec import (
     decode_command,
     decode_event,
@@ -55,7 +56,7 @@ from saga_core.handlers import (
     failure_of,
 )
 from saga_core.history import consequences, fold
-from saga_core.machine import TABLE, awaits, child_saga, new_saga, outstanding, transition, wake_at
+from saga_core.machine import TABLE, awaits, new_saga, outstanding, transition, wake_at
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.options import Options
 from saga_core.payload import decode_payload, encode_payload
@@ -141,6 +142,7 @@ __all__ = [
     "machine_table",
     "new_saga",
     "next_steps",
+    "order_to_undo",
     "outstanding",
     "parallel",
     "prefix",

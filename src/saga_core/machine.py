@@ -94,7 +94,7 @@ from saga_core.operations import (
     suspend_requested,
 )
 from saga_core.options import NO_OPTIONS, Options
-from saga_core.plan import Failure, Plan, Step, plan_child, plan_saga
+from saga_core.plan import Failure, Plan, Step, plan_saga
 from saga_core.shortcut import advance
 from saga_core.states import SagaState
 
@@ -116,17 +116,7 @@ def new_saga(
 
     Raises: DefinitionError, PayloadError.
     """
-    return _begin(plan_saga(name, steps, context, id=id, at=at, options=options, secret=secret))
-
-
-def child_saga(parent: Saga, command: StartChild, at: float) -> Saga:
-    """Build the child saga that a command asks for. The same command gives the same child but for the time.
-
-    Raises: DefinitionError when the step has no child; UnknownStepError.
-    """
-    return _begin(
-        plan_child(parent.plan, parent.plan.steps[parent.plan.position(command.step)], command.attempt, at)
-    )
+    return begin(plan_saga(name, steps, context, id=id, at=at, options=options, secret=secret))
 
 
 def transition(saga: Saga, event: Event) -> Transition:
@@ -196,7 +186,8 @@ def awaits(saga: Saga, command: Command) -> bool:
     return record.state is COMPENSATING and record.compensation_attempt == command.attempt and record.is_out
 
 
-def _begin(plan: Plan) -> Saga:
+def begin(plan: Plan) -> Saga:
+    """Return the saga of a plan at its first moment, with its first steps in flight unless it starts later."""
     whole, rest = divmod(len(plan.steps), CHUNK)
     blank = ((BLANK,) * CHUNK,) * whole + (((BLANK,) * rest,) if rest else ())
     roots, never = sum(plan.bits[position] for position in plan.graph.roots), (inf,) * len(blank)

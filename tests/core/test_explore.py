@@ -20,10 +20,10 @@ from saga_core.events import (
     StepFailed,
     StepSucceeded,
 )
+from saga_core.graph import NOT_SIMPLE
 from saga_core.machine import TABLE, Row
 from saga_core.model import PENDING, Progress, Saga
 from saga_core.options import NO_OPTIONS, Options
-from saga_core.graph import NOT_SIMPLE
 from saga_core.plan import ChildSaga, Plan, Step
 from saga_core.retry import RetryPolicy
 from saga_core.states import SagaState, StepState

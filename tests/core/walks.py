@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from saga_core import Saga, Transition, decode_saga, encode_saga, new_saga, outstanding, transition
+from saga_core.children import child_saga
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.conditions import when
 from saga_core.events import (
@@ -34,7 +35,7 @@ from saga_core.events import (
     SuspendRequested,
     TimePassed,
 )
-from saga_core.machine import child_saga, wake_at
+from saga_core.machine import wake_at
 from saga_core.options import NO_OPTIONS
 from saga_core.plan import ChildSaga, Failure, Options, Step
 from saga_core.retry import RetryPolicy

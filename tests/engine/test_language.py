@@ -270,6 +270,17 @@ async def test_a_child_that_cannot_be_undone_leaves_its_parent_to_a_person(world
     assert world.calls[-2:] == ["undo.b", "undo.a"]
 
 
+async def test_a_child_past_its_pivot_leaves_its_parent_to_a_person(world: World) -> None:
+    world.replace("do.c", Flaky(1))
+    async with world.running() as manager:
+        saga = await manager.start("order", family(pivot=True))
+        saga = await manager.wait(saga.id)
+    assert saga.is_failed
+    assert saga.steps[1].error is not None
+    assert saga.steps[1].error.code == "child_past_pivot"
+    assert world.calls == ["do.a", "do.b", "do.c"]
+
+
 async def test_a_child_that_was_never_started_needs_no_undoing(world: World) -> None:
     async with world.manager() as starter:
         _, ship, _ = family()

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from saga_core.children import child_saga, order_to_undo
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.errors import SagaError
-from saga_core.events import ChildRested, CompensationRequested, Event, StepFailed, TimePassed
+from saga_core.events import ChildRested, Event, StepFailed, TimePassed
 from saga_core.handlers import (
     Defer,
     Handler,
@@ -22,7 +23,7 @@ from saga_core.handlers import (
     failure_event,
     failure_of,
 )
-from saga_core.machine import awaits, child_saga, new_saga, outstanding, transition, wake_at
+from saga_core.machine import new_saga, outstanding, transition, wake_at
 from saga_core.model import Saga
 from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import Failure, Step
@@ -204,8 +205,6 @@ class _World:
         self, command: Execute | Compensate
     ) -> Generator[Awaitable[object], tuple[object, Exception | None], None]:
         saga = self.sagas[command.saga]
-        if not awaits(saga, command):
-            return
         operation = "execute" if isinstance(command, Execute) else "compensate"
         self.calls.append(Call(command.step, operation, command.attempt, self.now))
         script = self.scripts[operation].get(command.step)
@@ -252,18 +251,13 @@ class _World:
 
     def _see_to(self, command: StartChild | CompensateChild | Report) -> None:
         if isinstance(command, StartChild):
-            if command.child not in self.sagas:
-                child = child_saga(self.sagas[command.saga], command, self.now)
-                self.sagas[child.id] = child
-                self.commands.extend(outstanding(child))
+            child = child_saga(self.sagas[command.saga], command, self.now)
+            self.sagas[child.id] = child
+            self.commands.extend(outstanding(child))
         elif isinstance(command, CompensateChild):
-            before = self.sagas[command.child]
-            self._apply(
-                command.child,
-                CompensationRequested("its parent is undone", self.now, attempt=command.attempt),
-            )
-            if self.sagas[command.child] is before:
-                self.commands.extend(outstanding(before))
+            parent = self.sagas[command.saga]
+            about, event = order_to_undo(parent, self.sagas.get(command.child), command, self.now)
+            self._apply(about.id, event)
         else:
             rested = ChildRested(
                 command.step, command.attempt, command.child, command.state, self.now, command.asked

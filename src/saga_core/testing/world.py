@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
+from saga_core.children import child_saga, order_to_undo
 from saga_core.commands import Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.draft import Transition, positions
 from saga_core.events import (
@@ -31,7 +32,7 @@ from saga_core.events import (
     SuspendRequested,
     TimePassed,
 )
-from saga_core.machine import child_saga, outstanding, transition, wake_at
+from saga_core.machine import outstanding, transition, wake_at
 from saga_core.model import Progress, Saga
 from saga_core.payload import EMPTY
 from saga_core.plan import Failure, Plan, Step, plan_saga
@@ -121,27 +122,15 @@ def happen(world: World, happening: Happening) -> Result:
         assert parent is not None
         return Result(_world(world, world.saga(what.child) or child_saga(parent, what, at), at, 0))
     if isinstance(what, CompensateChild):
-        saga_id, event = _undo_child(world, what, at)
+        parent = world.saga(what.saga)
+        assert parent is not None
+        before, event = order_to_undo(parent, world.saga(what.child), what, at)
     else:
-        saga_id, event = happening.saga, what
-    before = world.saga(saga_id)
-    assert before is not None
+        found = world.saga(happening.saga)
+        assert found is not None
+        before, event = found, what
     answer = transition(before, event)
     return Result(_world(world, answer.saga, at, happening.operation), before, event, answer)
-
-
-def _undo_child(world: World, command: CompensateChild, at: float) -> tuple[str, Event]:
-    """Return what comes of an order to undo a child, and to which saga."""
-    parent, child = world.saga(command.saga), world.saga(command.child)
-    assert parent is not None
-    if child is None:
-        # It was never started, and will not be, for its parent no longer asks for it.
-        attempt = parent.progress_of(command.step).attempt
-        return parent.id, ChildRested(command.step, attempt, command.child, SagaState.COMPENSATED, at)
-    if child.past_pivot:
-        error = Failure("child_past_pivot", "the child saga is past its pivot")
-        return parent.id, CompensationFailed(command.step, command.attempt, error, at)
-    return child.id, CompensationRequested(REASON, at, attempt=command.attempt)
 
 
 def stale(world: World) -> Iterator[tuple[Saga, Event]]:
