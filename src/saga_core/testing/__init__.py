@@ -1,5 +1,6 @@
 """A kit for tests of sagas: run them offline, explore all that can happen to them, replay what has happened."""
 
+from saga_core.testing.definitions import TranscriptError
 from saga_core.testing.explore import Exploration, TooManyStates, Violation, explore
 from saga_core.testing.replay import Replay, replay
 from saga_core.testing.simulate import (
@@ -24,6 +25,7 @@ __all__ = [
     "Simulation",
     "SimulationError",
     "TooManyStates",
+    "TranscriptError",
     "Violation",
     "explore",
     "play",

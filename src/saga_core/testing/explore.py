@@ -9,13 +9,14 @@ from msgspec import Struct
 
 from saga_core.errors import SagaError
 from saga_core.machine import new_saga, transition
-from saga_core.model import Progress, Saga
+from saga_core.model import Saga
 from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import Plan, Step, plan_saga
-from saga_core.states import SagaState, StepState
+from saga_core.states import SagaState
 from saga_core.testing import invariants as rules
 from saga_core.testing.definitions import write_definition
 from saga_core.testing.inputs import write_happening
+from saga_core.testing.likeness import Key, Twins, twins_of, world_key
 from saga_core.testing.transcript import play
 from saga_core.testing.world import (
     SAGA_ID,
@@ -30,7 +31,6 @@ from saga_core.testing.world import (
 )
 
 Invariant = Callable[..., str | None]
-Key = tuple[object, ...]
 
 
 class Violation(SagaError, AssertionError):
@@ -83,12 +83,13 @@ def explore(
     Every attempt has every outcome: success, skip, a final failure, a retryable one, an unknown outcome, a timeout,
     "later" and then a callback. They come in every order, twice, and late. `failures` is how many attempts in a row
     fail so that another one may follow, for each step and each operation. Each of the manual `operations` is asked
-    for at any moment, at most once on each way. Delays have no jitter.
+    for at any moment, at most once on each way. Delays have no jitter. What can happen is read off the sagas alone,
+    as by an engine that has just been started: so a crash at any moment leads to nothing that is not visited.
 
     An invariant is a function of a saga, called for every state, or of (saga before, event, saga after), called for
-    every event that is applied. It returns what is wrong, or None. States that differ only in what can have no
-    effect any more (past attempts, errors, outputs, moments) count as one, and so do, without such functions, states
-    in which steps that are alike in everything but their names have changed places.
+    every event that is applied, to child sagas too. It returns what is wrong, or None. States that differ only in
+    what can have no effect any more (past attempts, errors, outputs, moments) count as one, and so do, without such
+    functions, states in which steps that are alike in everything but their names have changed places.
 
     Raises: DefinitionError, PayloadError; Violation with the shortest trace; TooManyStates beyond `limit`.
     """
@@ -113,7 +114,8 @@ class _Search:
         self.of_events = [one for one in invariants if len(signature(one).parameters) != 1]
         self.symmetric = not invariants
         self.deciding = sum(1 << place for place, one in enumerate(operations) if one in ("resolve", "skip"))
-        self.shapes: dict[str, tuple[rules.Shape, tuple[tuple[int, ...], ...]]] = {}
+        self.shapes: dict[str, rules.Shape] = {}
+        self.twins: dict[str, Twins] = {}
         self.worlds = [World(0.0, (saga,))]
         self.keys = {self._key(self.worlds[0]): 0}
         self.came: list[tuple[int, Happening] | None] = [None]
@@ -166,7 +168,7 @@ class _Search:
                 return "an event is said to be ignored, and changes something"
             return None if happening.may_be_ignored else f"what is awaited is ignored: {answer.ignored}"
         self.edges.add((type(event).__name__, before.state, answer.saga.state))
-        problem = rules.check_transition(before, event, answer, self._shape(before.plan)[0])
+        problem = rules.check_transition(before, event, answer, self.shapes[before.id])
         if problem is None:
             problem = next(filter(None, (one(before, event, answer.saga) for one in self.of_events)), None)
         return problem
@@ -195,7 +197,7 @@ class _Search:
         world = self.worlds[index]
         for saga in world.sagas:
             try:
-                problem = rules.check_state(saga, self._shape(saga.plan)[0], world.now)
+                problem = rules.check_state(saga, self.shapes[saga.id], world.now)
                 if problem is None and (saga.at_rest or index % 64 == 0):
                     problem = rules.check_stored(saga)
                 if problem is None:
@@ -231,22 +233,12 @@ class _Search:
         way.reverse()
         return Violation(problem, _told(self.plan, self.worlds[0], way), len(way))
 
-    def _shape(self, plan: Plan) -> tuple[rules.Shape, tuple[tuple[int, ...], ...]]:
-        found = self.shapes.get(plan.id)
-        if found is None:
-            found = self.shapes[plan.id] = rules.shape_of(plan), _twins(plan) if self.symmetric else ()
-        return found
-
     def _key(self, world: World) -> Key:
-        now = world.now
-        if len(world.sagas) == 1:
-            saga = world.sagas[0]
-            return (world.used, *_saga_key(saga, now, self._shape(saga.plan)[1]))
-        return (
-            world.used,
-            world.rested,
-            *((saga.id, *_saga_key(saga, now, self._shape(saga.plan)[1])) for saga in world.sagas),
-        )
+        for saga in world.sagas:
+            if saga.id not in self.twins:
+                self.shapes[saga.id] = rules.shape_of(saga.plan)
+                self.twins[saga.id] = twins_of(saga.plan) if self.symmetric else ()
+        return world_key(world, self.twins)
 
 
 def _told(plan: Plan, world: World, way: Sequence[Happening]) -> str:
@@ -265,78 +257,3 @@ def _told(plan: Plan, world: World, way: Sequence[Happening]) -> str:
 def _needs_nothing(world: World) -> bool:
     first, *others = world.sagas
     return first.at_rest or first.suspended or any(one.suspended or one.is_failed for one in others)
-
-
-def _saga_key(saga: Saga, now: float, twins: tuple[tuple[int, ...], ...]) -> Key:
-    plan = saga.plan
-    steps = [
-        _step_key(record, now, step.child is not None)
-        for record, step in zip(saga.records(), plan.steps, strict=True)
-    ]
-    for group in twins:
-        ordered = sorted((steps[position] for position in group), key=repr)
-        for position, key in zip(group, ordered, strict=True):
-            steps[position] = key
-    clock: float | None = None
-    if saga.at_rest:
-        pass
-    elif plan.deadline - now < float("inf") and not saga.past_pivot:
-        clock = round(max(plan.deadline - now, 0.0), 3)
-    start_at = plan.options.start_at
-    delay = round(max(start_at - now, 0.0), 3) if start_at is not None else 0.0
-    return (saga.state, saga.suspended, saga.asked, clock, delay, *steps)
-
-
-def _step_key(record: Progress, now: float, child: bool) -> Key:
-    state = record.state
-    attempt, undo, forgiven = record.attempt, record.compensation_attempt, record.forgiven
-    if state is StepState.STARTED:
-        return (
-            state,
-            attempt,
-            forgiven,
-            None if record.until is None else round(max(record.until - now, 0.0), 3),
-            None if record.expires is None else round(max(record.expires - now, 0.0), 3),
-            record.waiting,
-            record.deferred,
-            record.unknown,
-        )
-    if state is StepState.COMPENSATING:
-        until = None if record.until is None else round(max(record.until - now, 0.0), 3)
-        return (
-            state,
-            attempt if child else 0,
-            undo,
-            forgiven,
-            until,
-            record.waiting,
-            record.deferred,
-        )
-    if state is StepState.FAILED:
-        return (state, attempt, undo, forgiven, record.unknown, record.standing < 0)
-    if state is StepState.PENDING:
-        return (state, record.skip)
-    return (state, attempt if child else 0, record.unknown and state is StepState.SKIPPED)
-
-
-def _twins(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    """Return groups of steps that are alike in everything but their names."""
-    if plan.options.compensation_order == "sequential":
-        return ()
-    graph = plan.graph
-    alike: dict[str, list[int]] = {}
-    for position, step in enumerate(plan.steps):
-        if step.child is None and not step.pivot:
-            what = (
-                graph.dependencies[position],
-                graph.dependents[position],
-                step.when,
-                step.retry,
-                step.compensation_retry,
-                step.timeout,
-                step.total_timeout,
-                step.compensation_timeout,
-                step.compensation is None,
-            )
-            alike.setdefault(repr(what), []).append(position)
-    return tuple(tuple(group) for group in alike.values() if len(group) > 1)
