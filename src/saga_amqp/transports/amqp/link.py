@@ -255,11 +255,10 @@ class Link:
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
-            self._wake = anyio.Event()
             to_flush, self._to_flush = self._to_flush, []
             for lane in to_flush:
                 lane.flush()
-            out, self._out = self._out, []
+            out, self._out, self._wake = self._out, [], anyio.Event()
             data = b"".join(out)
             if data:  # a consumer that has gone in the meantime has nothing to say
                 await self._stream.send(data)
