@@ -6,7 +6,7 @@ A condition never raises. What is not there, or is of another type than what it 
 from collections.abc import Callable
 from math import isfinite
 from operator import eq, ge, gt, le, lt
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -62,7 +62,7 @@ def holds(condition: Condition, context: dict[str, object]) -> bool:
     for name in condition.path:
         if not isinstance(found, dict) or name not in found:
             return condition.negated
-        found = cast("dict[str, object]", found)[name]
+        found = found[name]
     return _TESTS[condition.test](found, condition.value) is not condition.negated
 
 

@@ -5,7 +5,6 @@ it was made here. It is the same whenever it is asked for, so a handler that run
 """
 
 from hmac import compare_digest
-from typing import cast
 
 from msgspec import Raw, Struct
 
@@ -15,6 +14,8 @@ from saga_core.model import Saga
 from saga_core.payload import EMPTY
 from saga_core.plan import Failure, token_digest
 from saga_core.states import Operation
+
+_OPERATIONS: dict[str, Operation] = {"execute": "execute", "compensate": "compensate"}
 
 
 class Callback(Struct, frozen=True):
@@ -44,20 +45,17 @@ def redeem(saga: Saga, token: str) -> Callback:
     """
     error = TokenError(f"This token does not belong to a step of saga {saga.id}")
     try:
-        saga_id, position_text, operation, attempt_text, digest = token.split(".")
+        saga_id, position_text, what, attempt_text, digest = token.split(".")
         position, attempt = int(position_text), int(attempt_text)
     except ValueError:
         raise error from None
-    if (
-        saga_id != saga.id
-        or not 0 <= position < len(saga.plan.steps)
-        or operation not in ("execute", "compensate")
-    ):
+    operation = _OPERATIONS.get(what)
+    if saga_id != saga.id or not 0 <= position < len(saga.plan.steps) or operation is None:
         raise error
-    wanted = token_digest(saga.plan, position, cast("Operation", operation), attempt)
+    wanted = token_digest(saga.plan, position, operation, attempt)
     if not compare_digest(wanted.encode(), digest.encode()):
         raise error
-    return Callback(saga_id, saga.plan.steps[position].name, cast("Operation", operation), attempt)
+    return Callback(saga_id, saga.plan.steps[position].name, operation, attempt)
 
 
 def succeeded(callback: Callback, at: float, output: Raw = EMPTY) -> StepSucceeded | CompensationSucceeded:

@@ -19,7 +19,7 @@ from saga_core import (
     outstanding,
     transition,
 )
-from saga_core.moves import advance
+from saga_core.shortcut import advance
 
 from .notation import BORN, ID, error_of, event_of, events_of, play, saga_of, shown, states
 

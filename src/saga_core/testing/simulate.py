@@ -217,7 +217,7 @@ class _World:
             self._answer(command, None)
             return
         try:
-            step = saga.step(command.step, handler.input_type)
+            step: Step[Any] = saga.step(command.step, handler.input_type)
         except SagaError as unfit:
             self._apply(command.saga, failure_event(command, failure_of(unfit), self.now))
             return
