@@ -6,7 +6,7 @@ A condition never raises. What is not there, or is of another type than what it 
 from collections.abc import Callable
 from math import isfinite
 from operator import eq, ge, gt, le, lt
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from msgspec import Struct
 
@@ -60,9 +60,10 @@ def holds(condition: Condition, context: dict[str, object]) -> bool:
     """Whether a context fulfils a condition."""
     found: object = context
     for name in condition.path:
-        if not isinstance(found, dict) or name not in found:
+        inner = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+        if name not in inner:
             return condition.negated
-        found = found[name]
+        found = inner[name]
     return _TESTS[condition.test](found, condition.value) is not condition.negated
 
 
