@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from saga_core import machine, moves
 from saga_core.conditions import when
 from saga_core.draft import COMPENSATING, COMPLETED, Draft, Transition, positions
-from saga_core.errors import DefinitionError
+from saga_core.errors import DefinitionError, StepError
 from saga_core.events import (
     ChildRested,
     CompensationFailed,
@@ -27,7 +27,7 @@ from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import NOT_SIMPLE, ChildSaga, Plan, Step
 from saga_core.retry import RetryPolicy
 from saga_core.states import SagaState, StepState
-from saga_core.testing import Exploration, TooManyStates, Violation, explore, invariants, world
+from saga_core.testing import Exploration, TooManyStates, Violation, explore, invariants, simulate, world
 from saga_core.testing.transcript import play
 from saga_core.testing.world import Happening, World, happen, happenings
 
@@ -339,6 +339,15 @@ def test_states_that_count_as_one_lead_to_the_same(name: str, monkeypatch: pytes
 def test_more_failures_lead_further() -> None:
     steps = [step("a", retry=RetryPolicy(max_attempts=None))]
     assert [explore(steps, failures=most).states for most in range(4)] == [9, 19, 28, 37]
+
+
+def test_a_simulated_child_past_its_pivot_cannot_be_undone() -> None:
+    steps = [child("kid", steps=[step("x", pivot=True)]), step("b", "kid")]
+    run = simulate(steps, outcomes={"b": StepError("busy", "no time")})
+    assert run.saga.state is SagaState.FAILED
+    error = run.saga.step("kid").error
+    assert error is not None
+    assert error.code == "child_past_pivot"
 
 
 def test_a_saga_with_too_many_states_is_reported() -> None:

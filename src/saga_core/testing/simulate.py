@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.errors import SagaError
-from saga_core.events import ChildRested, CompensationRequested, Event, StepFailed, TimePassed
+from saga_core.events import ChildRested, Event, StepFailed, TimePassed
 from saga_core.handlers import (
     Defer,
     Handler,
@@ -26,6 +26,7 @@ from saga_core.machine import awaits, child_saga, new_saga, outstanding, transit
 from saga_core.model import Saga
 from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import Failure, Step
+from saga_core.testing.world import child_order
 
 SAGA_ID = "01J00000000000000000000000"
 LONGEST = 1_000_000
@@ -257,12 +258,11 @@ class _World:
                 self.sagas[child.id] = child
                 self.commands.extend(outstanding(child))
         elif isinstance(command, CompensateChild):
-            before = self.sagas[command.child]
-            self._apply(
-                command.child,
-                CompensationRequested("its parent is undone", self.now, attempt=command.attempt),
-            )
-            if self.sagas[command.child] is before:
+            before = self.sagas.get(command.child)
+            saga_id, event = child_order(self.sagas[command.saga], before, command, self.now)
+            self._apply(saga_id, event)
+            # A child that is at rest already has told so, and perhaps before its parent would listen.
+            if before is not None and before.at_rest and self.sagas[command.child] is before:
                 self.commands.extend(outstanding(before))
         else:
             rested = ChildRested(

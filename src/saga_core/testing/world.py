@@ -121,7 +121,9 @@ def happen(world: World, happening: Happening) -> Result:
         assert parent is not None
         return Result(_world(world, world.saga(what.child) or child_saga(parent, what, at), at, 0))
     if isinstance(what, CompensateChild):
-        saga_id, event = _undo_child(world, what, at)
+        parent = world.saga(what.saga)
+        assert parent is not None
+        saga_id, event = child_order(parent, world.saga(what.child), what, at)
     else:
         saga_id, event = happening.saga, what
     before = world.saga(saga_id)
@@ -130,18 +132,17 @@ def happen(world: World, happening: Happening) -> Result:
     return Result(_world(world, answer.saga, at, happening.operation), before, event, answer)
 
 
-def _undo_child(world: World, command: CompensateChild, at: float) -> tuple[str, Event]:
-    """Return what comes of an order to undo a child, and to which saga."""
-    parent, child = world.saga(command.saga), world.saga(command.child)
-    assert parent is not None
+def child_order(parent: Saga, child: Saga | None, command: CompensateChild, at: float) -> tuple[str, Event]:
+    """Return the event that an order to undo a child leads to, and the id of the saga that it happens to."""
     if child is None:
         # It was never started, and will not be, for its parent no longer asks for it.
         attempt = parent.progress_of(command.step).attempt
         return parent.id, ChildRested(command.step, attempt, command.child, SagaState.COMPENSATED, at)
     if child.past_pivot:
-        error = Failure("child_past_pivot", "the child saga is past its pivot")
+        error = Failure("child_past_pivot", f"the child saga {child.id} is past its pivot")
         return parent.id, CompensationFailed(command.step, command.attempt, error, at)
-    return child.id, CompensationRequested(REASON, at, attempt=command.attempt)
+    reason = f"its parent {parent.id} is being undone"
+    return child.id, CompensationRequested(reason, at, attempt=command.attempt)
 
 
 def stale(world: World) -> Iterator[tuple[Saga, Event]]:
