@@ -6,7 +6,7 @@ A condition never raises. What is not there, or is of another type than what it 
 from collections.abc import Callable
 from math import isfinite
 from operator import eq, ge, gt, le, lt
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeGuard
 
 from msgspec import Struct
 
@@ -24,6 +24,24 @@ class Condition(Struct, frozen=True, omit_defaults=True):
     value: Value | tuple[Value, ...] = None
     negated: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise DefinitionError for a condition that cannot be decided, or not be kept."""
+        path = ".".join(self.path)
+        if not self.path or not all(self.path):
+            raise DefinitionError(f"A condition's path must be names joined by dots, not {path!r}")
+        if self.test not in _TESTS:
+            raise DefinitionError(f"A condition cannot test {self.test!r}; it can: {', '.join(_TESTS)}")
+        what = f"{path} {self.test}"
+        if (self.test == "in") != isinstance(self.value, tuple):
+            raise DefinitionError(
+                f"The test 'in' takes a tuple of values, and no other does: {what} {self.value!r}"
+            )
+        for one in self.value if isinstance(self.value, tuple) else (self.value,):
+            if isinstance(one, float) and not isfinite(one):
+                raise DefinitionError(
+                    f"A condition cannot compare with a number that JSON lacks: {what} {one}"
+                )
+
     def __invert__(self) -> "Condition":
         """Return the opposite: `~when("express")`."""
         return Condition(self.path, self.test, self.value, not self.negated)
@@ -40,19 +58,6 @@ def when(path: str, test: Test = "is true", value: Value | tuple[Value, ...] = N
 
     Raises: DefinitionError.
     """
-    if not path or not all(path.split(".")):
-        raise DefinitionError(f"A condition's path must be names joined by dots, not {path!r}")
-    if test not in _TESTS:
-        raise DefinitionError(f"A condition cannot test {test!r}; it can: {', '.join(_TESTS)}")
-    if (test == "in") != isinstance(value, tuple):
-        raise DefinitionError(
-            f"The test 'in' takes a tuple of values, and no other does: {path} {test} {value!r}"
-        )
-    for one in value if isinstance(value, tuple) else (value,):
-        if isinstance(one, float) and not isfinite(one):
-            raise DefinitionError(
-                f"A condition cannot compare with a number that JSON lacks: {path} {test} {one}"
-            )
     return Condition(tuple(path.split(".")), test, value)
 
 
@@ -60,11 +65,14 @@ def holds(condition: Condition, context: dict[str, object]) -> bool:
     """Whether a context fulfils a condition."""
     found: object = context
     for name in condition.path:
-        inner = cast("dict[str, object]", found) if isinstance(found, dict) else {}
-        if name not in inner:
+        if not _is_object(found) or name not in found:
             return condition.negated
-        found = inner[name]
+        found = found[name]
     return _TESTS[condition.test](found, condition.value) is not condition.negated
+
+
+def _is_object(value: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(value, dict)
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[object, object], bool]:

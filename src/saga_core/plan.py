@@ -7,7 +7,7 @@ from hashlib import blake2b
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Generic, cast
 
-from msgspec import Raw, Struct, field
+from msgspec import Raw, Struct, field, json
 from ulid import ULID
 
 from saga_core.conditions import Condition
@@ -28,6 +28,9 @@ else:
     InputT = TypeVar("InputT")
 
 CANONICAL_ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
+
+DEEPEST_CHILD = 20
+"""How many child sagas may lie within each other."""
 
 LONGEST_NAME = 128
 """Bytes. Names become parts of AMQP routing keys and message ids, which hold 255."""
@@ -214,15 +217,19 @@ def plan_saga(
 
     Raises: DefinitionError, PayloadError; both name the saga and the step.
     """
-    planned = _plan_steps(name, steps)
+    planned = _plan_steps(name, steps, 0)
     where = f"Saga {name!r}"
     if not isinstance(cast("object", id), str) or CANONICAL_ULID.fullmatch(id) is None:
         raise DefinitionError(f"{where}: the id {id!r} is not a ULID, in capitals")
     if not isfinite(at):
         raise DefinitionError(f"{where} cannot begin at {at}; give seconds since 1970")
-    return Plan(
-        id, name, planned, encode_payload(context, f"{where}: the context"), float(at), options, None, secret
-    )
+    raw = encode_payload(context, f"{where}: the context")
+    plan = Plan(id, name, planned, raw, float(at), options, None, secret)
+    try:
+        json.encode(plan)
+    except UnicodeEncodeError as error:
+        raise DefinitionError(f"{where} holds text that cannot be kept: {error}") from error
+    return plan
 
 
 def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
@@ -262,11 +269,13 @@ def token_digest(plan: Plan, position: int, operation: Operation, attempt: int) 
     return blake2b(what, key=plan.secret.encode()[:64], digest_size=16).hexdigest()
 
 
-def _plan_steps(name: str, steps: "Sequence[Step[Any]]") -> tuple[StepPlan, ...]:
+def _plan_steps(name: str, steps: "Sequence[Step[Any]]", depth: int) -> tuple[StepPlan, ...]:
     where = f"Saga {name!r}"
     if not _usable(name):
         raise DefinitionError(f"A saga needs a name, not {name!r}")
     _check_length(name, f"The name of saga {name[:40]!r}")
+    if depth > DEEPEST_CHILD:
+        raise DefinitionError(f"{where} is a child saga {depth} deep; does one start itself?")
     if not steps:
         raise DefinitionError(f"{where} has no steps; give at least one")
     seen: set[str] = set()
@@ -275,12 +284,12 @@ def _plan_steps(name: str, steps: "Sequence[Step[Any]]") -> tuple[StepPlan, ...]
         if step.name in seen:
             raise DefinitionError(f"{where} has two steps named {step.name!r}; names must differ")
         seen.add(step.name)
-    planned = tuple(_plan_step(where, step) for step in steps)
+    planned = tuple(_plan_step(where, step, depth) for step in steps)
     _graph(planned, name)
     return planned
 
 
-def _plan_step(where: str, step: "Step[Any]") -> StepPlan:
+def _plan_step(where: str, step: "Step[Any]", depth: int) -> StepPlan:
     return StepPlan(
         step.name,
         step.action,
@@ -294,14 +303,14 @@ def _plan_step(where: str, step: "Step[Any]") -> StepPlan:
         seconds(step.total_timeout),
         seconds(step.compensation_timeout),
         step.pivot,
-        None if step.child is None else _plan_child(step.child),
+        None if step.child is None else _plan_child(step.child, depth + 1),
     )
 
 
-def _plan_child(child: ChildSaga) -> ChildPlan:
+def _plan_child(child: ChildSaga, depth: int) -> ChildPlan:
     return ChildPlan(
         child.name,
-        _plan_steps(child.name, child.steps),
+        _plan_steps(child.name, child.steps, depth),
         child.context is None,
         encode_payload(child.context, f"Saga {child.name!r}: the context"),
         child.options,
@@ -322,6 +331,8 @@ def _check_step(where: str, place: int, step: "Step[Any]") -> None:
         raise DefinitionError(
             f"{where} cannot have the compensation {step.compensation!r}; give a name, or leave it out"
         )
+    if isinstance(step.depends_on, str):
+        raise DefinitionError(f"{where}: depends_on takes a tuple of names, not the text {step.depends_on!r}")
     if step.child is not None and (step.action or step.compensation or step.retry):
         raise DefinitionError(
             f"{where} starts a child saga, so it has no action, compensation or retry policy: the child has its own"

@@ -40,6 +40,8 @@ class RetryPolicy(Struct, frozen=True, gc=False, omit_defaults=True):
             raise DefinitionError(f"multiplier must be at least 1, not {self.multiplier}")
         if not 0 <= self.jitter <= 1:
             raise DefinitionError(f"jitter must be a fraction from 0 to 1, not {self.jitter}")
+        if isinstance(self.retry_on, str):
+            raise DefinitionError(f"retry_on takes a tuple of codes, not the text {self.retry_on!r}")
         # Whole numbers become floats now, for they would when read back.
         for name in ("initial_delay", "multiplier", "max_delay", "jitter"):
             force_setattr(self, name, float(getattr(self, name)))

@@ -141,6 +141,15 @@ def test_a_condition_that_cannot_be_is_refused(path: str, test: str, value: obje
         when(path, test, value)  # type: ignore[arg-type]
 
 
+def test_a_condition_made_by_hand_is_checked_as_well() -> None:
+    with pytest.raises(DefinitionError, match="cannot test 'like'"):
+        Condition(("a",), "like", "b")  # type: ignore[arg-type]
+    with pytest.raises(DefinitionError, match="path must be names"):
+        Condition(("a", ""))
+    with pytest.raises(DefinitionError, match="path must be names"):
+        Condition(())
+
+
 @pytest.mark.parametrize(
     ("condition", "text"),
     [

@@ -496,3 +496,24 @@ def test_a_step_beside_others_goes_the_short_way_to_the_one_that_waits_for_it() 
 def test_what_is_less_common_goes_the_long_way(steps: str, events: str, event: str) -> None:
     saga = play(saga_of(steps), events).saga
     assert advance(saga, event_of(event, saga.updated_at + 1)) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("events", "stray", "latest"),
+    [
+        ("a ok, b fails, undo a busy, retry, undo a#2 later", "undo a#1 ok", 2),
+        ("a ok, b fails, undo a busy, retry, undo a#2 later", "a ok", 1),
+        ("a ok", "b#2 ok", 1),
+        ("", "b ok", 0),
+    ],
+)
+def test_a_late_result_is_told_which_attempt_is_the_latest(events: str, stray: str, latest: int) -> None:
+    answer = transition(play(saga_of("a b"), events).saga, event_of(stray))
+    assert answer.ignored is not None
+    assert answer.ignored.endswith(f"its latest attempt is {latest}")
+
+
+def test_a_join_remembers_how_many_it_has_met() -> None:
+    saga = saga_of("a< b< c<a+b d<c")
+    for events, met in (("a ok", 1), ("a ok, b ok", 2), ("a ok, b ok, c ok", 2), ("a ok, b ok, c skips", 2)):
+        assert play(saga, events).saga.progress_of("c").met == met

@@ -331,6 +331,52 @@ def test_children_have_children() -> None:
     assert decode_saga(encode_saga(child)) == child
 
 
+def nested(depth: int) -> ChildSaga:
+    child = INNER
+    for _ in range(depth - 1):
+        child = ChildSaga("inner", [Step(name="x", child=child)])
+    return child
+
+
+def test_children_may_lie_so_deep_within_each_other_and_no_deeper() -> None:
+    saga = parent(nested(20))
+    assert decode_saga(encode_saga(saga)) == saga
+    with pytest.raises(DefinitionError, match="Saga 'inner' is a child saga 21 deep; does one start itself"):
+        parent(nested(21))
+
+
+def test_a_child_that_starts_itself_is_refused() -> None:
+    steps: list[Step] = []
+    steps.append(Step(name="a", child=ChildSaga("inner", steps)))
+    with pytest.raises(DefinitionError, match="does one start itself"):
+        define(*steps)
+
+
+HALF = "\ud800"  # half a character: UTF-8 cannot hold it
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (Step(name="a", action="do", when=when(HALF)), NO_OPTIONS),
+        (Step(name="a", action="do", when=when("a", "==", HALF)), NO_OPTIONS),
+        (Step(name="a", action="do", retry=RetryPolicy(retry_on=(HALF,))), NO_OPTIONS),
+        (Step(name="a", action="do"), Options(tags={"order": HALF})),
+        (Step(name="a", child=ChildSaga("inner", INNER.steps, options=Options(tags={HALF: ""}))), NO_OPTIONS),
+    ],
+)
+def test_text_that_cannot_be_kept_is_refused(step: Step, options: Options) -> None:
+    with pytest.raises(DefinitionError, match=r"^Saga 'trip' holds text that cannot be kept: .*\\ud800"):
+        define(step, options=options)
+
+
+def test_a_text_in_place_of_names_is_refused() -> None:
+    with pytest.raises(
+        DefinitionError, match="step 'b': depends_on takes a tuple of names, not the text 'a'"
+    ):
+        define(Step(name="a", action="do"), Step(name="b", action="do", depends_on="a"))  # type: ignore[arg-type]
+
+
 def test_a_saga_knows_where_its_pivot_is() -> None:
     assert saga_of("a b").plan.pivot is None
     assert not saga_of("a b").past_pivot

@@ -95,6 +95,7 @@ def test_jitter_stays_the_same_for_ever() -> None:
         ({"multiplier": 0.9}, "multiplier must be at least 1, not 0.9"),
         ({"multiplier": float("inf")}, "multiplier"),
         ({"multiplier": float("nan")}, "multiplier"),
+        ({"retry_on": "busy"}, "retry_on takes a tuple of codes, not the text 'busy'"),
         ({"jitter": -0.1}, "jitter must be a fraction from 0 to 1, not -0.1"),
         ({"jitter": 1.1}, "jitter"),
         ({"jitter": float("nan")}, "jitter"),

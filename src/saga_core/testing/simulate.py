@@ -251,13 +251,16 @@ class _World:
 
     def _see_to(self, command: StartChild | CompensateChild | Report) -> None:
         if isinstance(command, StartChild):
-            child = child_saga(self.sagas[command.saga], command, self.now)
-            self.sagas[child.id] = child
-            self.commands.extend(outstanding(child))
+            started = child_saga(self.sagas[command.saga], command, self.now)
+            self.sagas[started.id] = started
+            self.commands.extend(outstanding(started))
         elif isinstance(command, CompensateChild):
-            parent = self.sagas[command.saga]
-            about, event = order_to_undo(parent, self.sagas.get(command.child), command, self.now)
+            child = self.sagas.get(command.child)
+            about, event = order_to_undo(self.sagas[command.saga], child, command, self.now)
             self._apply(about.id, event)
+            # A child that is at rest already has told so, and perhaps before its parent would listen.
+            if child is not None and child.at_rest and self.sagas[command.child] is child:
+                self.commands.extend(outstanding(child))
         else:
             rested = ChildRested(
                 command.step, command.attempt, command.child, command.state, self.now, command.asked
