@@ -1,6 +1,8 @@
 # make demo    try it out              make test   run every test, on real servers
 # make bench   measure                 make check  format, lint and types
 # make fmt     write the format        make clean  remove what these have made
+# make docs    write what is generated in docs
+# make mutation  break the core on purpose and see whether the tests notice: 20 minutes or more
 #
 # Everything runs in .venv, which is made from PYTHON with the versions of constraints.txt.
 
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench fmt clean dev
+.PHONY: help demo test check bench fmt clean dev docs mutation
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -39,6 +41,12 @@ bench: $(VENV)/.installed-dev
 fmt: $(VENV)/.installed-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate.py
+
+mutation: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutation.py $(ARGS)
 
 dev: $(VENV)/.installed-dev
 

@@ -1,5 +1,6 @@
 """Write the generated parts of the documentation: `python docs/generate.py`. A test fails when they are stale."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -15,10 +16,22 @@ def states_of_a_step() -> str:
     return ", ".join(f"`{state}`" for state in StepState) + "\n"
 
 
+def scenarios() -> str:
+    """List the transcripts that are run as tests, each with the rule that it shows."""
+    folder = FOLDER.parent / "tests" / "core" / "scenarios"
+    lines: list[str] = []
+    for path in sorted(folder.glob("*.txt")):
+        comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+        told = " ".join(line.lstrip("# ") for line in comment)
+        lines.append(f"* [{path.stem.replace('_', ' ')}](../tests/core/scenarios/{path.name}): {told}\n")
+    return "".join(lines)
+
+
 PARTS = {
     "machine_diagram": lambda: f"```mermaid\n{machine_diagram()}```\n",
     "machine_table": machine_table,
     "step_states": states_of_a_step,
+    "scenarios": scenarios,
 }
 
 

@@ -15,6 +15,7 @@ import importlib.abc
 import importlib.machinery
 import os
 import random
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ LOADED = (hypothesis, msgspec, ulid)  # once, before the processes part
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src" / "saga_core"
-MODULES = ("machine", "moves", "operations", "draft", "graph")
+MODULES = ("machine", "moves", "shortcut", "operations", "draft", "graph")
 TESTS = (
     "language",
     "machine",
@@ -44,6 +45,7 @@ TESTS = (
     "machine_properties",
 )
 SECONDS = 300
+MEMORY = 2 * 1024**3  # bytes; a change can make a loop endless, and a list with it
 GOAL = 0.95
 
 KNOWN: dict[str, str] = {}
@@ -227,6 +229,7 @@ def fork_tests(mutant: Mutant | None) -> int:
     if pid:
         return pid
     try:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         if mutant is not None:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
