@@ -14,10 +14,20 @@ from typing import Any
 from msgspec import Raw
 
 from benchmarks.runner import Ratio, Report, Rival, Rounds, Sample, lines, machine, ratio, say, take_turns
-from saga_core.commands import Execute
-from saga_core.events import CompensationSucceeded, Event, StepFailed, StepSucceeded
-from saga_core.machine import new_saga, outstanding, transition
-from saga_core.model import Failure, Saga, SagaState, Step
+from saga_core import (
+    CompensationSucceeded,
+    Event,
+    Execute,
+    Failure,
+    Saga,
+    SagaState,
+    Step,
+    StepFailed,
+    StepSucceeded,
+    new_saga,
+    outstanding,
+    transition,
+)
 
 SIZES = (3, 10, 100, 1_000)
 SAGA = "01J" + "0" * 23
@@ -28,7 +38,11 @@ WAYS = (CREATED, CREATED_UNDONE, DRIVEN) = (
     "created, the last fails, all undone",
     "completed",
 )
-PEER = "transitions: the same three steps"
+PEERS = (PEER_CREATED, PEER_SAGA, PEER_BARE) = (
+    "transitions: a model made, three triggers",
+    "transitions: three triggers that check the attempt, keep the output, tell what is next",
+    "transitions: three triggers and nothing else",
+)
 
 
 def run(*, quick: bool) -> Report:
@@ -41,7 +55,7 @@ def run(*, quick: bool) -> Report:
     ]
     skipped: tuple[str, ...] = ()
     try:
-        rivals.append(Rival(PEER, _repeatedly(_peer(), seconds)))
+        rivals += [Rival(name, _repeatedly(_peer(name), seconds)) for name in PEERS]
     except ModuleNotFoundError:
         skipped = ("transitions is not installed (extra: bench)",)
     gc.enable()
@@ -66,10 +80,11 @@ def _saga(size: int, way: str) -> Callable[[], int]:
         return new_saga("benchmark", steps, {"order": 1}, id=SAGA, at=0.0)
 
     created = create()  # a saga never changes: the same one can be driven again and again
+    first = outstanding(created)
 
     def drive() -> int:
         saga = created if way == DRIVEN else create()
-        commands, at = outstanding(saga), 0.0
+        commands, at = first if way == DRIVEN else outstanding(saga), 0.0
         while commands:
             (command,) = commands
             at += 1.0
@@ -94,41 +109,70 @@ def _check(saga: Saga, rest: SagaState) -> None:
         raise AssertionError(f"the saga rests in {saga.state}, not in {rest}")
 
 
-def _peer() -> Callable[[], Callable[[], int]]:
+def _peer(way: str) -> Callable[[], Callable[[], int]]:
     """Return a saga of three steps as a machine of `transitions`: started, three steps, completed.
 
     Raises: ModuleNotFoundError.
     """
     from transitions import Machine
 
+    like_a_saga = {"conditions": "awaited", "after": "tell"} if way == PEER_SAGA else {}
     states = ["first", "second", "third", "completed"]
     table = [
-        {"trigger": "succeeded", "source": source, "dest": dest}
+        {"trigger": "succeeded", "source": source, "dest": dest, **like_a_saga}
         for source, dest in itertools.pairwise(states)
     ]
 
     class Model:
         state: str
-        succeeded: Callable[[], bool]
+        succeeded: Callable[..., bool]
+
+        def __init__(self) -> None:
+            self.attempt = 1
+            self.outputs: dict[str, Raw] = {}
+            self.commands: tuple[tuple[str, int], ...] = ()
+
+        def awaited(self, step: str, attempt: int, output: Raw) -> bool:
+            return step == self.state and attempt == self.attempt
+
+        def tell(self, step: str, attempt: int, output: Raw) -> None:
+            self.outputs[step] = output
+            self.commands = () if self.state == "completed" else ((self.state, 1),)
 
     machine_: Any = Machine(
         model=None, states=states, transitions=table, initial="first", auto_transitions=False
     )
+    kept = Model()
+    machine_.add_model(kept)
 
-    def prepare() -> Callable[[], int]:
-        def drive() -> int:
-            model = Model()
-            machine_.add_model(model)
-            for _ in range(3):
-                model.succeeded()
-            machine_.remove_model(model)
-            if model.state != "completed":
-                raise AssertionError(model.state)
-            return 3
+    def created() -> int:
+        model = Model()
+        machine_.add_model(model)
+        for _ in range(3):
+            model.succeeded()
+        machine_.remove_model(model)
+        return _completed(model.state)
 
-        return drive
+    def bare() -> int:
+        kept.state = "first"
+        for _ in range(3):
+            kept.succeeded()
+        return _completed(kept.state)
 
-    return prepare
+    def saga() -> int:
+        kept.state, kept.commands = "first", (("first", 1),)
+        while kept.commands:
+            ((step, attempt),) = kept.commands
+            kept.succeeded(step, attempt, OUTPUT)
+        return _completed(kept.state)
+
+    return lambda: {PEER_CREATED: created, PEER_SAGA: saga, PEER_BARE: bare}[way]
+
+
+def _completed(state: str) -> int:
+    if state != "completed":
+        raise AssertionError(state)
+    return 3
 
 
 def _repeatedly(prepare: Callable[[], Callable[[], int]], seconds: float) -> Callable[[], Sample]:
@@ -159,8 +203,8 @@ def _ratios(rounds: Rounds, *, peer: bool) -> Iterable[Ratio]:
         name = f"flatness, {way}: {large:,} steps / {small} steps"
         yield ratio(name, rounds, [_name(large, way)], [_name(small, way)])
     if peer:
-        ours = _name(small, CREATED)
-        yield ratio(f"{ours} / transitions", rounds, [ours], [PEER])
+        for way, rival in ((CREATED, PEER_CREATED), (DRIVEN, PEER_SAGA), (DRIVEN, PEER_BARE)):
+            yield ratio(f"{_name(small, way)} / {rival}", rounds, [_name(small, way)], [rival])
 
 
 def _name(size: int, way: str) -> str:

@@ -22,7 +22,7 @@ not in it is ignored. The rules are made of the moves in `moves`.
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any, cast
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -124,12 +124,11 @@ def transition(saga: Saga, event: Event) -> Transition:
 
     Raises: UnknownStepError when the event names a step that the saga does not have: a caller's bug.
     """
-    kind = type(event)
-    if kind is StepSucceeded and saga.state is SAGA_STARTED:
-        answer = advance(saga, cast("StepSucceeded", event))
+    if isinstance(event, StepSucceeded) and saga.state is SAGA_STARTED:
+        answer = advance(saga, event)
         if answer is not None:
             return answer
-    row = TABLE[kind]
+    row = TABLE[type(event)]
     if saga.state not in row.leads:
         if (step := getattr(event, "step", None)) is not None:
             saga.plan.position(step)
@@ -190,7 +189,7 @@ def begin(plan: Plan) -> Saga:
     """Return the saga of a plan at its first moment, with its first steps in flight unless it starts later."""
     whole, rest = divmod(len(plan.steps), CHUNK)
     blank = ((BLANK,) * CHUNK,) * whole + (((BLANK,) * rest,) if rest else ())
-    roots, never = sum(plan.bits[position] for position in plan.graph.roots), (inf,) * len(blank)
+    roots, never = sum(plan.graph.bits[position] for position in plan.graph.roots), (inf,) * len(blank)
     saga = Saga(plan, SAGA_STARTED, 0, blank, plan.created_at, ready=roots, wakes=never)
     draft = open_draft(saga, plan.created_at)
     if not too_early(draft):

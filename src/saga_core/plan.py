@@ -157,18 +157,13 @@ class Plan(Struct, frozen=True, dict=True, omit_defaults=True):
     parent: Parent | None = None
     secret: str = ""
 
-    @cached_property
-    def positions(self) -> dict[str, int]:
-        """Each step's place in `steps`, by its name."""
-        return self.graph.positions
-
     def position(self, name: str) -> int:
         """Return a step's place in `steps`.
 
         Raises: UnknownStepError.
         """
         try:
-            return self.positions[name]
+            return self.graph.positions[name]
         except KeyError:
             known = ", ".join(step.name for step in self.steps[:20])
             raise UnknownStepError(
@@ -179,16 +174,6 @@ class Plan(Struct, frozen=True, dict=True, omit_defaults=True):
     def graph(self) -> Graph:
         """Who waits for whom."""
         return _graph(self.steps, self.name)
-
-    @cached_property
-    def follower(self) -> tuple[int, ...]:
-        """For each step the one that simply comes next; see `Graph`."""
-        return self.graph.followers
-
-    @cached_property
-    def bits(self) -> tuple[int, ...]:
-        """The mask of each step alone."""
-        return self.graph.bits
 
     @cached_property
     def pivot(self) -> int | None:
@@ -238,7 +223,7 @@ def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
     if child is None:
         raise DefinitionError(f"Saga {parent.id} ({parent.name}): step {step.name!r} starts no child saga")
     return Plan(
-        child_id(parent.id, parent.positions[step.name], attempt),
+        child_id(parent.id, parent.graph.positions[step.name], attempt),
         child.name,
         child.steps,
         parent.context if child.inherits else child.context,

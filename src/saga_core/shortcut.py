@@ -14,41 +14,42 @@ from saga_core.payload import EMPTY
 
 def advance(saga: Saga, event: StepSucceeded) -> Transition | None:
     """Answer an event, or return None to have it answered by the rules."""
-    plan = saga.plan
-    position = plan.positions.get(event.step, -1)
+    plan, at = saga.plan, event.at
+    graph = plan.graph
+    position = graph.positions.get(event.step, -1)
     if position < 0:
         return None
-    following = plan.follower[position]
+    following = graph.followers[position]
     if following == NOT_SIMPLE or saga.suspended:
         return None
-    outer, at = position // CHUNK, event.at
+    outer, inner = position // CHUNK, position % CHUNK
     chunks, running, tips = saga.progress, saga.running, saga.tips
     chunk = list(chunks[outer])
-    record = chunk[position % CHUNK]
+    record = chunk[inner]
     if record.state is not STARTED or record.attempt != event.attempt or record.until is not None:
         return None
     output = EMPTY if event.output == EMPTY else event.output  # see `draft.plain`
     commands: tuple[Command, ...]
     if following == LAST:
-        bit = plan.bits[position]
+        bit = graph.bits[position]
         if running != bit or saga.ready or saga.stuck or plan.parent is not None:
             return None
-        chunk[position % CHUNK] = Progress(COMPLETED, event.attempt, 0, output, None, at, record.met)
+        chunk[inner] = Progress(COMPLETED, event.attempt, 0, output, None, at, record.met)
         state, ended, running, tips = SAGA_COMPLETED, at, 0, tips | bit
         commands = ()
     else:
-        beyond = following // CHUNK
-        if chunks[beyond][following % CHUNK].skip:
+        beyond, place = following // CHUNK, following % CHUNK
+        if chunks[beyond][place].skip:
             return None
-        chunk[position % CHUNK] = Progress(COMPLETED, event.attempt, 0, output, None, at, record.met, 1)
+        chunk[inner] = Progress(COMPLETED, event.attempt, 0, output, None, at, record.met, 1)
         if beyond == outer:
-            chunk[following % CHUNK] = FIRST_ATTEMPT
+            chunk[place] = FIRST_ATTEMPT
         else:
             other = list(chunks[beyond])
-            other[following % CHUNK] = FIRST_ATTEMPT
+            other[place] = FIRST_ATTEMPT
             chunks = _with(chunks, beyond, tuple(other))
         state, ended = SAGA_STARTED, None
-        running = running ^ plan.bits[position] ^ plan.bits[following]
+        running = running ^ graph.bits[position] ^ graph.bits[following]
         step = plan.steps[following]
         commands = (Execute(plan.id, step.name, step.action, 1),)
     fresh = tuple(chunk)

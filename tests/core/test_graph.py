@@ -109,7 +109,7 @@ def test_any_graph_runs_in_an_order_of_its_dependencies_to_the_end(
     ended: list[str] = []
     while walk.flight():
         command = chance.choice(walk.flight())  # type: ignore[attr-defined]
-        place = walk.saga.plan.positions[command.step]
+        place = walk.saga.plan.graph.positions[command.step]
         names = [step.name for step in plain.steps]
         assert {names[other] for other in walk.saga.plan.graph.dependencies[place]} <= set(ended)
         walk.take(well(command, walk.now))

@@ -256,7 +256,7 @@ def test_no_compensation_runs_beside_what_it_undoes(definition: Definition, cour
 def standing_on(saga: Saga, name: str) -> list[Any]:
     found, todo = {}, [name]
     while todo:
-        wanted = saga.plan.positions[todo.pop()]
+        wanted = saga.plan.graph.positions[todo.pop()]
         for dependent in saga.plan.graph.dependents[wanted]:
             step = saga.steps[dependent]
             if step.name not in found:
