@@ -256,7 +256,6 @@ def undone(draft: Draft, position: int, record: Progress) -> None:
     """Note that a step is undone, and with it what it stood on comes free."""
     bit = 1 << position
     draft.undoing &= ~bit
-    draft.stuck &= ~bit
     put(
         draft,
         position,

@@ -43,6 +43,17 @@ def test_a_step_that_is_skipped_after_an_unknown_outcome_is_undone(then: str) ->
     assert shown(play(saga, "b fails").commands) == "undo a#1"
 
 
+def test_a_step_that_fails_after_an_unknown_outcome_is_undone() -> None:
+    saga = play(saga_of("a b", a={"retry": retry(2, 0), "timeout": 5}), "wait 5").saga
+    assert shown(play(saga, "a#2 fails").commands) == "undo a#1"
+
+
+def test_a_child_whose_time_is_over_is_not_started_anew() -> None:
+    saga = play(saga_of("a! b*", b={"timeout": 5}), "a ok, wait 5").saga
+    assert saga.is_failed
+    assert states(saga) == "a completed, b failed"
+
+
 # Compensations, one after the other.
 
 
@@ -86,6 +97,29 @@ def test_a_suspended_saga_wakes_when_the_time_of_a_waiting_step_is_over() -> Non
     assert wake_at(saga) == BORN + 30
     assert transition(saga, TimePassed(BORN + 29)).ignored
     assert transition(saga, TimePassed(BORN + 30)).saga.is_compensated
+
+
+@pytest.mark.parametrize(
+    ("step", "events", "caused", "states_"),
+    [
+        ({"retry": retry(2)}, "a busy, suspend", "a#2", "a started, b pending"),
+        ({"retry": retry(2, 0)}, "suspend, a busy", "a#2", "a started, b pending"),
+        ({"timeout": 15}, "suspend", "undo a#1", "a compensating, b pending"),
+        ({"timeout": 15, "retry": retry(2, 0)}, "suspend", "a#2", "a started, b pending"),
+        ({"total_timeout": 15, "retry": retry(2)}, "a busy, suspend", "", "a failed, b pending"),
+        ({}, "a ok, suspend, b fails", "undo a#1", "a compensating, b failed"),
+        ({}, "a ok, b fails, undo a busy, suspend", "undo a#2", "a compensating, b failed"),
+        ({"compensation_timeout": 5}, "a ok, b fails, suspend", "", "a compensating, b failed"),
+    ],
+)
+def test_a_saga_that_is_resumed_does_what_has_become_due(
+    step: dict[str, object], events: str, caused: str, states_: str
+) -> None:
+    saga = play(saga_of("a b", a=step), events).saga
+    answer = transition(saga, event_of("resume", BORN + 20))
+    assert answer.ignored is None
+    assert shown(answer.commands) == caused
+    assert states(answer.saga) == states_
 
 
 # What people know.
@@ -242,6 +276,16 @@ def test_nothing_that_is_given_up_at_a_moment_is_fired_at_it() -> None:
     waiting = {"retry": retry(9, 3), "total_timeout": 5}
     saga = play(saga_of("a< b<", a=both, b=waiting), "b busy, wait 4").saga
     assert states(saga) == "a compensating, b failed"
+
+
+@pytest.mark.parametrize("place", [0, 31, 32, 33, 63, 64, 99])
+def test_time_finds_its_step_wherever_it_is(place: int) -> None:
+    words = " ".join(f"s{n}<" for n in range(100))
+    saga = saga_of(words, **{f"s{place}": {"timeout": 5, "retry": retry(2, 0)}, "s50": {"timeout": 7}})
+    assert wake_at(saga) == BORN + 5
+    answer = play(saga, "wait 5")
+    assert shown(answer.commands) == f"s{place}#2"
+    assert wake_at(answer.saga) == BORN + 7
 
 
 # Retries.
