@@ -179,3 +179,10 @@ def test_all_orders_of_two_ends_lead_to_one_join() -> None:
             saga_of("a b<a c<a d<a e<b+c+d"), "a ok, " + ", ".join(f"{name} ok" for name in order)
         ).saga
         assert shown(outstanding(saga)) == "e#1"
+
+
+def test_a_graph_with_more_paths_than_anybody_can_walk_is_checked() -> None:
+    """Forty joins one after the other have 2 ** 40 paths through them."""
+    words = "a0<" + "".join(f" l{n}<a{n} r{n}<a{n} a{n + 1}<l{n}+r{n}" for n in range(40)) + " end!"
+    assert saga_of(words).plan.graph.behind == 0
+    assert saga_of(words.replace("a0<", "a0!<").replace("end!", "end")).plan.graph.behind == (1 << 122) - 2

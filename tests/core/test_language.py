@@ -4,8 +4,11 @@ import pytest
 from msgspec.structs import replace
 
 from saga_core import (
+    ChildRested,
     ChildSaga,
+    Compensate,
     CompensationRequested,
+    Execute,
     Options,
     Report,
     RetryPolicy,
@@ -562,3 +565,67 @@ def test_a_compensation_that_waits_for_its_turn_comes_back_from_storage(forgotte
     back = decode_saga(encode_saga(saga))
     assert back == saga
     assert play(back, forgotten).saga == play(saga, forgotten).saga
+
+
+# Where a small change would not have been noticed.
+
+
+def test_a_deadline_holds_while_nothing_runs() -> None:
+    saga = play(saga_of("a b", options=Options(timeout=9)), "suspend, a ok").saga
+    assert wake_at(saga) == BORN + 9
+    assert play(saga, "wait 7").saga.is_compensating
+    late = saga_of("a", options=Options(start_at=BORN + 5, timeout=9))
+    assert transition(late, TimePassed(BORN + 14)).saga.is_compensated
+
+
+@pytest.mark.parametrize(
+    ("events", "step", "operation", "awaited"),
+    [
+        ("", "a", Execute, True),
+        ("a later", "a", Execute, False),
+        ("a busy", "a", Execute, False),
+        ("a ok, b fails", "a", Compensate, True),
+        ("a ok, b fails, undo a later", "a", Compensate, False),
+    ],
+)
+def test_a_command_that_was_answered_later_is_not_awaited(
+    events: str, step: str, operation: type[Execute | Compensate], awaited: bool
+) -> None:
+    saga = play(saga_of("a b", a={"retry": retry()}), events).saga
+    attempt = 2 if "busy" in events else 1
+    assert awaits(saga, operation(ID, step, "", attempt)) is awaited
+
+
+def test_a_compensation_without_delay_is_tried_again_at_once() -> None:
+    answer = play(saga_of("a b", a={"compensation_retry": retry(3, 0)}), "a ok, b fails, undo a busy")
+    assert shown(answer.commands) == "undo a#2"
+
+
+@pytest.mark.parametrize("state", ["started", "compensating"])
+def test_a_report_of_a_child_that_does_not_rest_changes_nothing(state: str) -> None:
+    saga = play(saga_of("a* b"), "child a completed, b fails").saga
+    rested = event_of(f"child a {state}")
+    assert isinstance(rested, ChildRested)
+    assert transition(saga, replace(rested, asked=1)).saga is saga
+
+
+def test_a_report_on_an_order_that_has_not_gone_out_changes_nothing() -> None:
+    saga = play(
+        saga_of("a* b", a={"compensation_retry": retry()}), "child a completed, b fails, undo a busy"
+    ).saga
+    for state in ("failed", "completed", "compensated"):
+        rested = event_of(f"child a {state}")
+        assert isinstance(rested, ChildRested)
+        assert transition(saga, replace(rested, asked=2)).saga is saga
+
+
+@pytest.mark.parametrize(("events", "caused"), [("a ok", ""), ("a ok, b fails, undo a fails", "undo a#2")])
+def test_a_person_can_have_a_child_undone_that_has_not_completed(events: str, caused: str) -> None:
+    parent = new_saga(
+        "outer", [Step(name="p", child=ChildSaga("trip", [step_of("a"), step_of("b")]))], id=ID, at=BORN
+    )
+    (start,) = outstanding(parent)
+    assert isinstance(start, StartChild)
+    answer = play(play(child_saga(parent, start, BORN), events).saga, "compensate")
+    assert answer.saga.is_compensating
+    assert shown(answer.commands) == caused
