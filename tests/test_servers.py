@@ -52,6 +52,7 @@ async def test_a_durable_message_survives_kill_9(private_rabbitmq: RabbitMQ, uni
     await channel.queue_declare(unique, durable=True)
     await channel.basic_publish(b"kept", routing_key=unique, properties=Basic.Properties(delivery_mode=2))
     killed = private_rabbitmq.pid
+    await anyio.to_thread.run_sync(private_rabbitmq.write_down)
     await anyio.to_thread.run_sync(private_rabbitmq.kill)
     with anyio.move_on_after(DEADLINE):
         await connection.close()

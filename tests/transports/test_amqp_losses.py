@@ -87,15 +87,10 @@ async def relay_until(
     return relay
 
 
-# RabbitMQ writes down that there is a queue, and who leads it, some time after it said so. Killed before, it has
-# forgotten the queue; or it knows the queue and not its leader, and never confirms nor delivers (3.10).
-WRITE_DOWN = "ok = mnesia:sync_log(), [ok = dets:sync(T) || T <- dets:all()], ok."
-
-
 async def lasting_queue(rabbitmq: RabbitMQ, transport: AmqpTransport) -> str:
     name = unique_name("lasting")
     await transport.declare(Topology((), (Queue(name),)))
-    await anyio.to_thread.run_sync(rabbitmq.ctl, "eval", WRITE_DOWN)
+    await anyio.to_thread.run_sync(rabbitmq.write_down)
     return name
 
 
