@@ -328,7 +328,9 @@ def test_an_attempt_that_never_went_out_is_not_counted(last: str) -> None:
     assert saga.step("a").attempt == 1
 
 
-@pytest.mark.parametrize("late", ["a ok", "a fails", "a later", "a skips", "a#2 ok", "a#2 later"])
+@pytest.mark.parametrize(
+    "late", ["a ok", "a fails", "a later", "a skips", "a#2 ok", "a#2 fails", "a#2 later", "a#2 skips"]
+)
 def test_nothing_is_awaited_of_a_step_that_waits(late: str) -> None:
     saga = play(saga_of("a b", a={"retry": retry(2)}), "a busy").saga
     assert transition(saga, event_of(late, BORN + 2)).ignored
@@ -425,6 +427,8 @@ REFUSED = {
     "cancel: twice": ("a b", "cancel", "cancel", "it cannot be cancelled any more"),
     "skip: it runs": ("a b", "", "skip a", "step 'a' is running; resolve it, or wait for its end"),
     "skip: it is deferred": ("a b", "a later", "skip a", "step 'a' is running"),
+    "skip: it runs behind the pivot": ("a! b", "a ok", "skip b", "step 'b' is running"),
+    "skip: it has completed behind the pivot": ("a! b c", "a ok, b ok", "skip b", "step 'b' is completed"),
     "skip: twice": ("a b", "skip b", "skip b", "step 'b' is pending, and cannot be skipped"),
     "skip: it has completed": ("a b", "a ok", "skip a", "step 'a' is completed, and cannot be skipped"),
     "skip: undone": ("a", "a fails", "skip a", "there is nothing to skip"),
@@ -629,3 +633,14 @@ def test_a_person_can_have_a_child_undone_that_has_not_completed(events: str, ca
     answer = play(play(child_saga(parent, start, BORN), events).saga, "compensate")
     assert answer.saga.is_compensating
     assert shown(answer.commands) == caused
+
+
+def test_a_pivot_that_is_a_child_goes_forward_too_although_somebody_asked_to_turn_round() -> None:
+    saga = play(saga_of("a*! b"), "cancel, child a completed").saga
+    assert states(saga) == "a completed, b started"
+
+
+def test_what_was_held_back_is_forgotten_when_a_saga_turns_round() -> None:
+    saga = play(saga_of("a b< c<a"), "suspend, a ok, cancel").saga
+    assert saga.ready == 0
+    assert decode_saga(encode_saga(saga)) == saga
