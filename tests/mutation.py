@@ -236,9 +236,22 @@ def fork_tests(mutant: Mutant | None) -> int:
             os.dup2(null, 2)
             sys.meta_path.insert(0, Instead(mutant))
         sys.path.insert(0, str(SOURCE.parent))
+        # Of plugins that pytest finds by itself it loads whole distributions its own way, ours too, and no mutant.
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        plugins = ["-p", "_hypothesis_pytestplugin", "-p", "pytest_timeout", "-p", "anyio"]
         files = [str(HERE / "core" / f"test_{name}.py") for name in TESTS]
         failed = pytest.main(
-            ["-xqq", "-W", "ignore", "-p", "no:cacheprovider", "--noconftest", "--hypothesis-seed=0", *files]
+            [
+                "-xqq",
+                "-W",
+                "ignore",
+                "-p",
+                "no:cacheprovider",
+                "--noconftest",
+                "--hypothesis-seed=0",
+                *plugins,
+                *files,
+            ]
         )
         os._exit(1 if failed else 0)
     except BaseException as error:
