@@ -1,7 +1,5 @@
 """Break the state machine on purpose, one small change at a time, and see whether the tests notice: `make mutation`.
 
-    python tests/mutation.py [--sample N] [--seed N] [--jobs N] [--at LINE] [module …]
-
 Each mutant changes one operator, comparison, constant or condition, or leaves one statement out. It is killed when a
 test of tests/core fails, or when they do not end in time. What survives is printed: a test is missing there, or the
 change makes no difference (KNOWN says why). In full it takes some 20 minutes on two cores.
@@ -54,6 +52,10 @@ KNOWN: dict[str, str] = {
     "moves: record.state is STARTED and record.expires is not None → record.expires is not None": "likewise",
     "draft: record.until is not None and record.until <= draft.at → record.until is not None": "it is looked at again",
     "operations: record.state is STARTED and record.waiting → record.waiting": "no compensation waits in these states",
+    "moves: record.waiting and (not draft.suspended) and (record.until is not None) and (record.until <= draft.at) → "
+    "not draft.suspended and record.until is not None and (record.until <= draft.at)": "what is out has timed out before",
+    "moves: draft.state is SAGA_STARTED and (not (draft.running or draft.ready)) → "
+    "not (draft.running or draft.ready)": "no rule that is applied leaves a saga at rest",
     "moves: position == draft.plan.pivot and draft.state is SAGA_COMPENSATING → position == draft.plan.pivot": (
         "a saga whose pivot ends is started or compensating, and is started after it either way"
     ),

@@ -644,3 +644,9 @@ def test_what_was_held_back_is_forgotten_when_a_saga_turns_round() -> None:
     saga = play(saga_of("a b< c<a"), "suspend, a ok, cancel").saga
     assert saga.ready == 0
     assert decode_saga(encode_saga(saga)) == saga
+
+
+def test_a_step_that_fails_while_the_saga_turns_round_is_not_tried_again() -> None:
+    saga = play(saga_of("a< b<", b={"retry": retry(9, 0), "timeout": 50}), "a fails").saga
+    assert play(saga, "b busy").saga.is_compensated
+    assert states(play(saga, "wait 49").saga) == "a failed, b compensating"
