@@ -53,7 +53,7 @@ KNOWN: dict[str, str] = {
     "draft: record.until is not None and record.until <= draft.at → record.until is not None": "it is looked at again",
     "operations: record.state is STARTED and record.waiting → record.waiting": "no compensation waits in these states",
     "moves: record.waiting and (not draft.suspended) and (record.until is not None) and (record.until <= draft.at) → "
-    "not draft.suspended and record.until is not None and (record.until <= draft.at)": "what is out has timed out before",
+    "not draft.suspended and record.until is not None and (record.until <= draft.at)": "what is out timed out before",
     "moves: draft.state is SAGA_STARTED and (not (draft.running or draft.ready)) → "
     "not (draft.running or draft.ready)": "no rule that is applied leaves a saga at rest",
     "moves: position == draft.plan.pivot and draft.state is SAGA_COMPENSATING → position == draft.plan.pivot": (
