@@ -16,27 +16,70 @@ from saga_core.model import Saga
 from saga_core.states import SagaState
 
 
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """Which sagas to look for; all that is given has to hold.
+
+    `tags` have to be there with these values, beside any others. Times are seconds since 1970, UTC, exclusive.
+    """
+
+    states: frozenset[SagaState] = frozenset(SagaState)
+    name: str | None = None
+    tags: Mapping[str, str] = {}
+    created_before: float | None = None
+    updated_before: float | None = None
+
+
+EVERYTHING = Query()
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some of the sagas that a query finds; `cursor` leads to the next ones, None when these were the last."""
+
+    sagas: tuple[Saga, ...]
+    cursor: str | None = None
+
+
+Commit = tuple[str, int]
+"""One commit: the saga's id, and the revision that it made. Revision 0 is the saga's creation."""
+
+
 class Store(Protocol):
     """Sagas at rest and in flight, each with its history.
 
-    A store keeps; it never decides. Whatever it hands out is immutable, so nothing is shared by accident.
+    A store keeps; it never decides. Whatever it hands out is immutable, so nothing is shared by accident. Any number
+    of processes may share one, unless it says otherwise. Use it as an async context manager, around the managers.
+
+    A commit that no message will bring up again, because none caused it, is noted as *unpublished* until
+    somebody says that its commands are with the broker. That is the whole outbox: a mark on the row that is there.
+
+    Every method may raise StoreUnavailableError: nothing is known to have happened, and it can be tried again.
     """
 
-    async def create(self, saga: Saga) -> None:
-        """Keep a new saga.
+    async def __aenter__(self) -> Self:
+        """Open. Raises: SchemaError, StoreUnavailableError."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; what was asked for before is done first."""
+        ...
+
+    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+        """Keep a new saga and return it; or, if one of its name has its key already, return that one as it stands.
 
         Raises: SagaExistsError.
         """
         ...
 
     async def load(self, saga_id: str) -> Saga:
-        """Return the saga as last committed.
+        """Return the saga as last committed, by whichever process.
 
         Raises: SagaNotFoundError.
         """
         ...
 
-    async def commit(self, saga: Saga, event: Event) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
         """Replace the saga, and add the event to its history, if its revision is still `saga.revision - 1`.
 
         Either both happen or neither. Cancelled, it may have happened or not: load the saga to know.
@@ -45,26 +88,64 @@ class Store(Protocol):
         """
         ...
 
-    async def delete(self, saga_id: str) -> None:
-        """Forget a saga and its history; an unknown id is no error."""
+    async def delete(self, saga_id: str, *, revision: int | None = None) -> None:
+        """Forget a saga and its history; an unknown id is no error. With `revision`, only if it is still there.
+
+        Raises: ConflictError.
+        """
         ...
 
-    async def list(self, states: Collection[SagaState]) -> Sequence[Saga]:
-        """Return the sagas that are in one of the states, oldest first."""
+    async def find(self, query: Query = EVERYTHING, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """Return the first sagas that a query finds, oldest first, or those after a cursor.
+
+        Every saga that fits from the first page to the last is found once, whatever is committed in between.
+
+        Raises: StoreError for a cursor that is none.
+        """
+        ...
+
+    async def count(self) -> Mapping[SagaState, int]:
+        """Return how many sagas there are in each state, 0 included."""
         ...
 
     async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
-        """Return the saga as created, and every event committed since, in order.
+        """Return the saga as created, and every event committed since, in order. Each event has its time.
 
         Raises: SagaNotFoundError.
         """
         ...
 
     async def rested(self, saga_id: str) -> Saga:
-        """Wait until the saga is completed, compensated or failed, and return it.
+        """Wait until the saga is completed, compensated or failed, and return it. Whichever process ends it is noticed.
 
         Raises: SagaNotFoundError, also when it is deleted meanwhile.
         """
+        ...
+
+    async def claim_due(self, before: float, until: float, limit: int) -> Sequence[str]:
+        """Return the ids of sagas whose `wake_at` is at or before a moment, longest overdue first, and put them off.
+
+        Who else claims gets others, until the moment `until` or until the next commit to the saga says when it is due.
+        """
+        ...
+
+    async def claim_unpublished(self, before: float, until: float, limit: int) -> Sequence[Commit]:
+        """Return commits noted as unpublished at or before a moment, oldest first, and note them anew, at `until`.
+
+        Who else claims gets others, as long as `before` lies before `until`.
+        """
+        ...
+
+    async def mark_published(self, commits: Collection[Commit]) -> None:
+        """Take the notes off these commits; unknown ones are no error."""
+        ...
+
+    async def hinted(self) -> None:
+        """Wait until somebody hints that there may be something to claim. A hint may be lost, or for nothing."""
+        ...
+
+    def hint(self) -> None:
+        """Hint at it: in this process at least, in others where the store has a way to. Never waits."""
         ...
 
 

@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from saga_amqp.cancellation import without_cancellation
 from saga_amqp.config import Config
-from saga_amqp.contracts import Consumer, Delivery, Store, Transport
+from saga_amqp.contracts import Consumer, Delivery, Query, Store, Transport
 from saga_amqp.errors import SagaNotFoundError, TransportError
 from saga_amqp.execution import Execution
 from saga_amqp.observer import Point
@@ -72,7 +72,7 @@ class Engine:
                         for consumer in consumers:
                             self._workers.start_soon(self._watch, consumer)
                         self._workers.start_soon(self._timers.run, self._pass_time)
-                        for saga in await self._store.list(ACTIVE):
+                        for saga in (await self._store.find(Query(states=ACTIVE), limit=1_000_000)).sagas:
                             self._timers.hold(saga)
                         self._start_workers()
                         task_status.started()

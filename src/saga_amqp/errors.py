@@ -19,6 +19,14 @@ class ConflictError(StoreError):
     """Somebody else committed to this saga first: load it again and decide anew."""
 
 
+class StoreUnavailableError(StoreError):
+    """A store cannot be reached, or takes no writes now: locked, full, restarting. Trying again later may help."""
+
+
+class SchemaError(StoreError):
+    """The tables of a store are missing, or are those of another release: `saga db upgrade` makes them right."""
+
+
 class TransportError(SagaError):
     """The broker, or the way to it, did not do what it was asked."""
 

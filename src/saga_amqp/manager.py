@@ -11,7 +11,7 @@ from anyio.abc import TaskStatus
 from ulid import ULID
 
 from saga_amqp.config import Config
-from saga_amqp.contracts import Store, Transport
+from saga_amqp.contracts import Query, Store, Transport
 from saga_amqp.engine import Engine
 from saga_amqp.errors import ManagerError, RefusedError, TransportError
 from saga_amqp.execution import decide
@@ -42,6 +42,8 @@ from saga_core import (
 )
 from saga_core.options import NO_OPTIONS
 from saga_core.states import ACTIVE
+
+RUNNING = Query(states=ACTIVE)
 
 
 def _new_id() -> str:
@@ -165,7 +167,7 @@ class Manager:
         id, secret = self._new_id(), self._new_secret()
         saga = new_saga(name, steps, context, id=id, at=self._clock(), options=options, secret=secret)
         self._config.check(saga.name, saga.plan.steps)
-        await self._store.create(saga)
+        saga = await self._store.create(saga)
         self._observe(Point.COMMITTED, saga.id)
         await self._publish(saga, outstanding(saga))
         return saga
@@ -181,7 +183,12 @@ class Manager:
     async def list_active(self) -> Sequence[Saga]:
         """Return the sagas that are started or compensating, oldest first."""
         self._check_open()
-        return await self._store.list(ACTIVE)
+        found: list[Saga] = []
+        page = await self._store.find(RUNNING)
+        while page.cursor is not None:
+            found += page.sagas
+            page = await self._store.find(RUNNING, cursor=page.cursor)
+        return [*found, *page.sagas]
 
     async def wait(self, saga_id: str) -> Saga:
         """Wait until a saga is completed, compensated or failed, and return it. Cancel it at any time.

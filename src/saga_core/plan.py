@@ -293,6 +293,10 @@ def _plan_step(where: str, step: "Step[Any]", depth: int) -> StepPlan:
 
 
 def _plan_child(child: ChildSaga, depth: int) -> ChildPlan:
+    if child.options.key is not None:
+        raise DefinitionError(
+            f"Saga {child.name!r} is a child saga, and has no key: its parent starts it once"
+        )
     return ChildPlan(
         child.name,
         _plan_steps(child.name, child.steps, depth),

@@ -50,6 +50,8 @@ def define(*steps: Step, options: Options = NO_OPTIONS, at: float = BORN) -> Sag
         ({"start_at": float("inf")}, "start_at"),
         ({"priority": -1}, "The priority of a saga must be from 0 to 9, not -1"),
         ({"priority": 10}, "priority .* not 10"),
+        ({"key": ""}, "The key of a saga must have 1 to 255 bytes, not ''"),
+        ({"key": "é" * 128}, "The key of a saga must have 1 to 255 bytes"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -59,7 +61,12 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any], message: 
 
 def test_options_are_carried_along_and_read_back() -> None:
     options = Options(
-        start_at=9, timeout=60, compensation_order="sequential", priority=9, tags={"order": "o-7"}
+        start_at=9,
+        timeout=60,
+        compensation_order="sequential",
+        priority=9,
+        tags={"order": "o-7"},
+        key="é" * 127,
     )
     saga = define(options=options)
     back = decode_saga(encode_saga(saga))
@@ -395,3 +402,9 @@ def test_states_are_strings() -> None:
         "compensating",
         "compensated",
     ]
+
+
+def test_a_child_saga_has_no_key_of_its_own() -> None:
+    child = ChildSaga("inner", [Step(name="x", action="do_x")], options=Options(key="k"))
+    with pytest.raises(DefinitionError, match="'inner' is a child saga, and has no key"):
+        define(Step(name="a", child=child))

@@ -707,7 +707,7 @@ async def test_a_store_that_fails_ends_run_as_it_is_and_the_message_comes_again(
             with pytest.raises(StoreError) as raised:
                 await run_alone(manager, lambda: manager.start("s", steps("a")))
             assert raised.value is failure
-    (saga,) = await world.store.list(frozenset(SagaState))
+    (saga,) = await world.all_sagas()
     assert (await world.finish(saga.id)).is_completed
 
 
@@ -845,7 +845,7 @@ async def _live_through_crashes(
                     await run_alone(manager, during)
                 except Crash:
                     assert crashed
-    (saga,) = await world.store.list(frozenset(SagaState))
+    (saga,) = await world.all_sagas()
     saga = await world.finish(saga.id)
     assert saga.is_compensated
     origin, events = await world.store.history(saga.id)
@@ -885,7 +885,7 @@ async def test_an_observer_that_raises_ends_run_with_its_error(world: World, poi
             with pytest.raises(Crash) as raised:
                 await run_alone(manager, lambda: manager.start("s", steps("a", "b")))
             assert raised.value is failure
-    (saga,) = await world.store.list(frozenset(SagaState))
+    (saga,) = await world.all_sagas()
     assert (await world.finish(saga.id)).is_completed
 
 
@@ -901,7 +901,7 @@ async def test_a_redelivered_message_whose_result_is_committed_runs_no_handler(w
         async with world.manager(observer=die) as manager:
             with pytest.raises(Crash):
                 await run_alone(manager, lambda: manager.start("s", steps("a", "b")))
-    (saga,) = await world.store.list({SagaState.STARTED})
+    (saga,) = await world.all_sagas(SagaState.STARTED)
     assert saga.revision == 1
     transport = RecordingTransport(MemoryTransport(world.broker), log)
     assert (await world.finish(saga.id, transport=transport)).is_completed

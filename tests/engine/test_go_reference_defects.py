@@ -64,7 +64,7 @@ async def test_a_crash_between_saving_a_step_and_sending_the_next_loses_nothing(
         async with world.manager(observer=crash) as manager:
             with pytest.raises(RuntimeError, match="ends here"):
                 await run_alone(manager, lambda: manager.start("s", steps("a", "b")))
-    (saga,) = await world.store.list({SagaState.STARTED})
+    (saga,) = await world.all_sagas(SagaState.STARTED)
     assert (await world.finish(saga.id)).is_completed
     assert world.calls == ["do.a", "do.b"]
 
@@ -75,7 +75,7 @@ async def test_a_crash_between_saving_a_saga_and_sending_its_first_step_can_be_s
     """There: nothing tells that the message is missing. Here the stored state alone says what has to be out."""
     saga = new_saga("s", steps("a", "b"), id="01ARZ3NDEKTSV4RRFFQ69G5FAV", at=1.0)
     await world.store.create(saga)
-    (active,) = await world.store.list({SagaState.STARTED})
+    (active,) = await world.all_sagas(SagaState.STARTED)
     assert outstanding(active) == (Execute(saga.id, "a", "do.a", 1),)
 
 

@@ -1,6 +1,6 @@
 """A world to run managers in: a broker and a store in memory, handlers that can be held, and what there is to see."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,8 +18,8 @@ from saga_amqp import (
     Point,
     TransportError,
 )
-from saga_amqp.contracts import Consumer, Delivery, Message, Store, Topology
-from saga_core import Event, Saga, Step
+from saga_amqp.contracts import Consumer, Delivery, Message, Query, Store, Topology
+from saga_core import Event, Saga, SagaState, Step
 
 DEADLINE = 5.0
 
@@ -128,6 +128,10 @@ class World:
         self.assert_queues_are_empty()
         return saga
 
+    async def all_sagas(self, *states: SagaState) -> Sequence[Saga]:
+        """Return the sagas in these states, by default all."""
+        return (await self.store.find(Query(states=frozenset(states or SagaState)))).sagas
+
     def depth(self, queue: str) -> int:
         return self.broker.depth(queue)
 
@@ -177,24 +181,22 @@ class RecordingStore:
         self.log = log
         self.before_commit: Callable[[Saga, Event], Awaitable[None]] | None = None
 
-    async def create(self, saga: Saga) -> None:
-        await self.inner.create(saga)
+    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+        saga = await self.inner.create(saga, unpublished=unpublished)
         self.log.append("create")
+        return saga
 
     async def load(self, saga_id: str) -> Saga:
         return await self.inner.load(saga_id)
 
-    async def commit(self, saga: Saga, event: Event) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
         if self.before_commit is not None:
             await self.before_commit(saga, event)
-        await self.inner.commit(saga, event)
+        await self.inner.commit(saga, event, unpublished=unpublished)
         self.log.append(f"commit {saga.revision}")
 
-    async def delete(self, saga_id: str) -> None:
-        await self.inner.delete(saga_id)
-
-    async def list(self, states: Any) -> Any:
-        return await self.inner.list(states)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     async def history(self, saga_id: str) -> Any:
         return await self.inner.history(saga_id)

@@ -246,7 +246,7 @@ async def test_a_crash_at_any_point_is_made_good_by_the_next_engine(
         async with rabbit.manager(observer=crash) as manager:
             with pytest.raises(Crash):
                 await run_alone(manager, lambda: manager.start("s", steps("a", "b")))
-    (saga,) = await rabbit.store.list(frozenset(SagaState))
+    (saga,) = await rabbit.all_sagas()
     (finished,) = await rabbit.finish(saga.id)
     assert finished.is_completed
     assert finished.revision == 2
@@ -328,7 +328,7 @@ async def test_a_handler_that_is_cancelled_with_its_engine_runs_again_in_the_nex
     assert gate.cancelled == 1
     await rabbit.until_ready(steps=1)
     gate.released.set()
-    (saga,) = await rabbit.store.list({SagaState.STARTED})
+    (saga,) = await rabbit.all_sagas(SagaState.STARTED)
     assert saga.revision == 0
     (saga,) = await rabbit.finish(saga.id)
     assert saga.is_completed
@@ -349,7 +349,7 @@ async def test_a_base_exception_group_ends_run_and_its_message_comes_again(rabbi
             assert raised.value is ending
     await rabbit.until_ready(steps=1)
     rabbit.replace("do.b", nothing)
-    (saga,) = await rabbit.store.list({SagaState.STARTED})
+    (saga,) = await rabbit.all_sagas(SagaState.STARTED)
     (saga,) = await rabbit.finish(saga.id)
     assert saga.is_completed
     await rabbit.until_ready()

@@ -1,57 +1,106 @@
 """Sagas in memory: for tests, trials and demonstrations. Nothing outlives the process."""
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Self
 
 import anyio
 
+from saga_amqp.contracts import EVERYTHING, Commit, Page, Query
 from saga_amqp.errors import ConflictError, SagaExistsError, SagaNotFoundError
-from saga_core import Event, Saga, SagaState
+from saga_amqp.stores.rows import cursor_after, matches, read_cursor
+from saga_core import Event, Saga, SagaState, wake_at
 
 
 class MemoryStore:
     """A store in a dict, for any number of tasks and managers in one event loop.
 
-    Sagas and events are frozen, so it hands out its own objects: there is nothing in them to change.
+    Sagas and events are frozen, so it hands out its own objects: there is nothing in them to change. It needs no
+    entering, and leaving it forgets nothing.
     """
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
+        self._keys: dict[tuple[str, str], str] = {}
+        self._unpublished: dict[Commit, float] = {}
+        self._hinted: anyio.Event | None = None
 
-    async def create(self, saga: Saga) -> None:
-        """Keep a new saga. Raises: SagaExistsError."""
+    async def __aenter__(self) -> Self:
+        """Open: there is nothing to."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close: there is nothing to."""
+
+    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+        """Keep a new saga, or return the one that has its key. Raises: SagaExistsError."""
+        key = saga.plan.options.key
+        if key is not None and (holder := self._keys.get((saga.name, key))) is not None:
+            return self._rows[holder].saga
         if saga.id in self._rows:
             raise SagaExistsError(
                 f"Saga {saga.id} is in the store already; every start needs an id of its own"
             )
         self._rows[saga.id] = _Row(saga)
+        if key is not None:
+            self._keys[saga.name, key] = saga.id
+        if unpublished:
+            self._unpublished[saga.id, 0] = saga.updated_at
+        return saga
 
     async def load(self, saga_id: str) -> Saga:
         """Return the saga as last committed. Raises: SagaNotFoundError."""
         return self._row(saga_id).saga
 
-    async def commit(self, saga: Saga, event: Event) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
         """Replace the saga if nobody else did. Raises: ConflictError, SagaNotFoundError."""
         row = self._row(saga.id)
         if row.saga.revision != saga.revision - 1:
             raise ConflictError(
                 f"Saga {saga.id} is at revision {row.saga.revision}, and this commit expects {saga.revision - 1}"
             )
-        row.saga = saga
+        row.saga, row.wake_at = saga, wake_at(saga)
         row.events.append(event)
+        if unpublished:
+            self._unpublished[saga.id, saga.revision] = saga.updated_at
         if row.changed is not None and saga.at_rest:
             row.changed.set()
             row.changed = None
 
-    async def delete(self, saga_id: str) -> None:
-        """Forget a saga and its history."""
-        row = self._rows.pop(saga_id, None)
-        if row is not None and row.changed is not None:
+    async def delete(self, saga_id: str, *, revision: int | None = None) -> None:
+        """Forget a saga and its history. Raises: ConflictError."""
+        row = self._rows.get(saga_id)
+        if row is None:
+            return
+        if revision is not None and row.saga.revision != revision:
+            raise ConflictError(
+                f"Saga {saga_id} is at revision {row.saga.revision} and not {revision}: it is not deleted"
+            )
+        del self._rows[saga_id]
+        if row.saga.plan.options.key is not None:
+            del self._keys[row.saga.name, row.saga.plan.options.key]
+        await self.mark_published([one for one in self._unpublished if one[0] == saga_id])
+        if row.changed is not None:
             row.changed.set()
 
-    async def list(self, states: Collection[SagaState]) -> Sequence[Saga]:
-        """Return the sagas in one of the states, oldest first."""
-        found = [row.saga for row in self._rows.values() if row.saga.state in states]
-        return sorted(found, key=lambda saga: saga.created_at)
+    async def find(self, query: Query = EVERYTHING, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """Return the sagas that a query finds, oldest first. Raises: StoreError for a cursor that is none."""
+        after = read_cursor(cursor)
+        found = [
+            row.saga
+            for row in self._rows.values()
+            if (row.saga.created_at, row.saga.id) > after and matches(query, row.saga)
+        ]
+        found.sort(key=lambda saga: (saga.created_at, saga.id))
+        page = tuple(found[:limit])
+        return Page(page, cursor_after(page[-1]) if page and len(found) > limit else None)
+
+    async def count(self) -> Mapping[SagaState, int]:
+        """Return how many sagas there are in each state."""
+        return dict.fromkeys(SagaState, 0) | Counter(row.saga.state for row in self._rows.values())
 
     async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
         """Return the saga as created, and all its events. Raises: SagaNotFoundError."""
@@ -66,6 +115,41 @@ class MemoryStore:
             await row.changed.wait()
         return row.saga
 
+    async def claim_due(self, before: float, until: float, limit: int) -> Sequence[str]:
+        """Return the ids of sagas that are due, and put them off."""
+        due = sorted(
+            (row.wake_at, saga_id)
+            for saga_id, row in self._rows.items()
+            if row.wake_at is not None and row.wake_at <= before
+        )
+        for _, saga_id in due[:limit]:
+            self._rows[saga_id].wake_at = until
+        return [saga_id for _, saga_id in due[:limit]]
+
+    async def claim_unpublished(self, before: float, until: float, limit: int) -> Sequence[Commit]:
+        """Return commits that nobody has published yet, and note them anew."""
+        left = sorted((since, commit) for commit, since in self._unpublished.items() if since <= before)
+        claimed = [commit for _, commit in left[:limit]]
+        self._unpublished |= dict.fromkeys(claimed, until)
+        return claimed
+
+    async def mark_published(self, commits: Collection[Commit]) -> None:
+        """Take the notes off these commits."""
+        for commit in commits:
+            self._unpublished.pop(commit, None)
+
+    async def hinted(self) -> None:
+        """Wait for a hint."""
+        if self._hinted is None:
+            self._hinted = anyio.Event()
+        await self._hinted.wait()
+
+    def hint(self) -> None:
+        """Wake everybody who waits for a hint."""
+        if self._hinted is not None:
+            self._hinted.set()
+            self._hinted = None
+
     def _row(self, saga_id: str) -> "_Row":
         try:
             return self._rows[saga_id]
@@ -74,10 +158,11 @@ class MemoryStore:
 
 
 class _Row:
-    __slots__ = ("changed", "events", "origin", "saga")
+    __slots__ = ("changed", "events", "origin", "saga", "wake_at")
 
     def __init__(self, saga: Saga) -> None:
         self.origin = saga
         self.saga = saga
+        self.wake_at = wake_at(saga)
         self.events: list[Event] = []
         self.changed: anyio.Event | None = None

@@ -7,7 +7,16 @@ from ulid import ULID
 
 from saga_amqp.contracts import Store
 from saga_amqp.errors import ConflictError, SagaExistsError
-from saga_amqp.testing.orders import AT, apply, charged, order, reserved, same, there_and_back
+from saga_amqp.testing.orders import (
+    AT,
+    apply,
+    charged,
+    in_states,
+    order,
+    reserved,
+    same,
+    there_and_back,
+)
 from saga_core import Saga, SagaState, StepSucceeded, fold, transition
 
 
@@ -74,7 +83,7 @@ async def sagas_do_not_disturb_each_other(store: Store) -> None:
     async with anyio.create_task_group() as tasks:
         for number in range(20):
             tasks.start_soon(live, number)
-    assert len(await store.list({SagaState.COMPENSATED})) == 20
+    assert len(await in_states(store, SagaState.COMPENSATED)) == 20
 
 
 async def a_cancelled_commit_happened_or_not_but_never_by_halves(store: Store) -> None:

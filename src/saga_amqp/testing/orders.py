@@ -6,15 +6,17 @@ from contextlib import contextmanager
 from msgspec import Raw
 from ulid import ULID
 
-from saga_amqp.contracts import Store
+from saga_amqp.contracts import Query, Store
 from saga_core import (
     CompensationFailed,
     CompensationRequested,
     CompensationSucceeded,
     Event,
     Failure,
+    Options,
     RetryPolicy,
     Saga,
+    SagaState,
     Step,
     StepSucceeded,
     encode_saga,
@@ -22,6 +24,7 @@ from saga_core import (
     outstanding,
     transition,
 )
+from saga_core.options import NO_OPTIONS
 
 AT = 1_700_000_000.0
 
@@ -29,7 +32,13 @@ ONCE = RetryPolicy(max_attempts=1)
 
 
 def order(
-    *, id: str | None = None, at: float = AT, input: dict[str, object] | None = None, context: object = None
+    *,
+    id: str | None = None,
+    at: float = AT,
+    input: dict[str, object] | None = None,
+    context: object = None,
+    name: str = "order",
+    options: Options = NO_OPTIONS,
 ) -> Saga:
     """Make an order of three steps, of which the last cannot be undone; its id is new unless given."""
     steps: list[Step[dict[str, object]]] = [
@@ -43,7 +52,7 @@ def order(
         Step(name="charge", action="card.charge", compensation="card.refund", compensation_retry=ONCE),
         Step(name="ship", action="parcel.ship"),
     ]
-    return new_saga("order", steps, context or {"customer": "c-1"}, id=id or str(ULID()), at=at)
+    return new_saga(name, steps, context or {"customer": "c-1"}, id=id or str(ULID()), at=at, options=options)
 
 
 def reserved() -> Event:
@@ -75,11 +84,11 @@ def there_and_back() -> list[Event]:
     ]
 
 
-async def apply(store: Store, saga: Saga, event: Event) -> Saga:
+async def apply(store: Store, saga: Saga, event: Event, *, unpublished: bool = False) -> Saga:
     """Decide an event and commit it; return the saga after it."""
     answer = transition(saga, event)
     assert answer.ignored is None, f"the case itself is wrong: {answer.ignored}"
-    await store.commit(answer.saga, event)
+    await store.commit(answer.saga, event, unpublished=unpublished)
     return answer.saga
 
 
@@ -99,6 +108,13 @@ def same(found: Saga, expected: Saga) -> None:
     assert found == expected
     assert encode_saga(found) == encode_saga(expected)
     assert outstanding(found) == outstanding(expected)
+
+
+async def in_states(store: Store, *states: SagaState) -> Sequence[Saga]:
+    """Return all sagas in the states, which must not be more than a page."""
+    page = await store.find(Query(states=frozenset(states)))
+    assert page.cursor is None
+    return page.sagas
 
 
 def same_list(found: Sequence[Saga], expected: Sequence[Saga]) -> None:
