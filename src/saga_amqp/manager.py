@@ -3,11 +3,12 @@
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from ulid import ULID
 
 from saga_amqp.config import Config
@@ -16,7 +17,9 @@ from saga_amqp.engine import Engine
 from saga_amqp.errors import ManagerError, RefusedError, TransportError
 from saga_amqp.execution import decide
 from saga_amqp.observer import Moment, Point
-from saga_amqp.outgoing import publish
+from saga_amqp.outgoing import Outgoing
+from saga_amqp.patience import PatientStore
+from saga_amqp.reconnecting import Reconnecting
 from saga_core import (
     CancelRequested,
     Command,
@@ -45,6 +48,9 @@ from saga_core.states import ACTIVE
 
 RUNNING = Query(states=ACTIVE)
 
+# Seconds for the last notes to the store.
+GOODBYE = 5.0
+
 
 def _new_id() -> str:
     return str(ULID())
@@ -57,14 +63,17 @@ def _new_secret() -> str:
 class Manager:
     """Starts and watches sagas, and runs their handlers while `run` runs.
 
-    Use it as an async context manager: entering connects the transport and declares the topology, leaving closes
-    it. A transport belongs to one manager. `clock` gives seconds since 1970, UTC; `new_id` gives ULIDs;
-    `new_secret` what makes the tokens of deferred steps unguessable.
+    Use it as an async context manager, inside that of its store: entering connects the transport and declares the
+    topology, leaving closes it. A connection that is lost is made again. A transport belongs to one manager; without
+    one (None) the manager works on the store alone, and leaves publishing to the engines that share it.
+
+    `clock` gives seconds since 1970, UTC; `new_id` gives ULIDs; `new_secret` what makes the tokens of deferred steps
+    unguessable.
     """
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Transport | None,
         store: Store,
         config: Config,
         *,
@@ -72,14 +81,19 @@ class Manager:
         new_id: Callable[[], str] = _new_id,
         new_secret: Callable[[], str] = _new_secret,
     ) -> None:
-        self._transport = transport
+        self._broker = None if transport is None else Reconnecting(transport, config.topology())
         self._store = store
+        self._patient = PatientStore(store)
+        self._outgoing = Outgoing(self._broker, self._patient, config, clock)
         self._config = config
         self._clock = clock
         self._new_id = new_id
         self._new_secret = new_secret
         self._engine: Engine | None = None
         self._ended = anyio.Event()
+        self._stack = AsyncExitStack()
+        self._scope: anyio.CancelScope | None = None
+        self._tasks: TaskGroup | None = None
         self._life = "new"
 
     async def __aenter__(self) -> Self:
@@ -90,11 +104,16 @@ class Manager:
         """
         if self._life != "new":
             raise ManagerError(f"This manager is {self._life}; make a new one")
-        await self._transport.__aenter__()
+        self._life = "opening"
+        # The scope lies around the task group, so that leaving both can be shielded.
+        self._scope = self._stack.enter_context(anyio.CancelScope())
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
         try:
-            await self._transport.declare(self._config.topology())
-        except BaseException as error:
-            await self._transport.__aexit__(type(error), error, error.__traceback__)
+            if self._broker is not None:
+                await self._broker.open(self._tasks)
+            self._tasks.start_soon(self._outgoing.run)
+        except BaseException:
+            await self._leave()
             raise
         self._life = "open"
         return self
@@ -103,22 +122,30 @@ class Manager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close, as `close` does."""
+        await self._leave()
+
+    async def _leave(self) -> None:
         try:
             await self.close()
         finally:
-            await self._transport.__aexit__(kind, error, trace)
+            assert self._scope is not None
+            self._scope.shield = True
+            await self._stack.aclose()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run handlers for arriving messages until `stop`; meant for `await task_group.start(manager.run)`.
 
         Cancelled, it ends at once: running handlers are cancelled, and their messages are delivered again.
 
-        Raises: ManagerError when it is running already; ConnectionLostError and other TransportErrors; StoreError.
+        Raises: ManagerError when it is running already, or has no transport; TransportError, StoreError, but not for a
+        broker or a store that is away: it waits for them.
         """
         self._check_open()
         if self._engine is not None:
             raise ManagerError("This manager is running already; one manager runs one engine at a time")
-        self._engine = engine = Engine(self._transport, self._store, self._config, self._clock)
+        if self._broker is None:
+            raise ManagerError("This manager has no transport, and cannot run handlers")
+        self._engine = engine = Engine(self._broker, self._patient, self._config, self._clock, self._outgoing)
         self._ended = anyio.Event()
         try:
             await engine.run(task_status)
@@ -145,8 +172,14 @@ class Manager:
                 self.stop()
                 await self._ended.wait()
         finally:
-            self._life = "closed"
-            await self._transport.close()
+            if self._life != "closed":
+                self._life = "closed"
+                with anyio.move_on_after(GOODBYE, shield=True):
+                    await self._outgoing.finish()
+            if self._broker is not None:
+                await self._broker.close()
+            if self._tasks is not None:
+                self._tasks.cancel_scope.cancel()
 
     async def start(
         self,
@@ -158,19 +191,25 @@ class Manager:
     ) -> Saga:
         """Start a saga: store it, publish its first steps, and return it once the broker has confirmed that.
 
-        `context` is a dict, Struct or dataclass that all steps can read.
+        `context` is a dict, Struct or dataclass that all steps can read. With a key in `options` it is started once:
+        who does so again gets the saga that is there. While the broker is away the saga is returned as soon as it is
+        stored, and goes on when the broker is back.
 
-        Raises: DefinitionError and PayloadError, before anything is done; StoreError; TransportError, after which the
-        saga is in the store and its first step may not have been published. Cancelled, either may be so.
+        Raises: DefinitionError and PayloadError, before anything is done; StoreError; PublishError, after which the
+        saga is in the store, and a sweep will try to publish its first step again. Cancelled, or after
+        StoreUnavailableError, it may be in the store, and then goes on: a key makes it safe to start it again.
         """
         self._check_open()
         id, secret = self._new_id(), self._new_secret()
         saga = new_saga(name, steps, context, id=id, at=self._clock(), options=options, secret=secret)
         self._config.check(saga.name, saga.plan.steps)
-        saga = await self._store.create(saga)
-        self._observe(Point.COMMITTED, saga.id)
-        await self._publish(saga, outstanding(saga))
-        return saga
+        commands = outstanding(saga)
+        self._observe(Point.COMMITTING, saga.id)
+        stored = await self._store.create(saga, unpublished=self._outgoing.note() if commands else None)
+        if stored.id == saga.id:
+            self._observe(Point.COMMITTED, saga.id)
+            await self._publish(saga, commands)
+        return stored
 
     async def get(self, saga_id: str) -> Saga:
         """Return a saga as it stands.
@@ -291,26 +330,31 @@ class Manager:
         return answer.saga
 
     async def _apply(self, saga: Saga, event: Event) -> Transition:
-        answer = await decide(self._store, saga, event)
+        answer = await decide(
+            self._store,
+            saga,
+            event,
+            note=self._outgoing.note,
+            committing=lambda: self._observe(Point.COMMITTING, saga.id),
+        )
         if answer.ignored is None:
             self._observe(Point.COMMITTED, saga.id)
         await self._publish(answer.saga, answer.commands)
         return answer
 
     async def _publish(self, saga: Saga, commands: Sequence[Command]) -> None:
-        """Publish commands and wait until the broker has confirmed them all."""
+        """Publish the commands of the latest commit and wait until the broker has confirmed them all."""
         if self._engine is not None:
             self._engine.hold(saga)
         if not commands:
             return
         try:
-            await publish(self._transport, self._config, commands)
+            await self._outgoing.publish((saga.id, saga.revision), commands)
         except TransportError as error:
             raise type(error)(
                 f"Saga {saga.id} ({saga.name}) is stored as {saga.state}, but its next step was not published: "
                 f"{error}"
             ) from error
-        self._observe(Point.PUBLISHED, saga.id)
 
     def _observe(self, point: Point, saga_id: str) -> None:
         if self._config.observer is not None:
