@@ -19,7 +19,7 @@ from saga_amqp import (
     TransportError,
 )
 from saga_amqp.contracts import Consumer, Delivery, Message, Query, Store, Topology
-from saga_core import Event, Saga, SagaState, Step
+from saga_core import Command, Event, Saga, SagaState, Step
 
 DEADLINE = 5.0
 
@@ -58,6 +58,11 @@ class Watch:
 
     def count(self, point: Point) -> int:
         return sum(moment.point is point for moment in self.moments)
+
+    def in_hand(self) -> set[Command]:
+        """Return what was received and not acknowledged since."""
+        last = {moment.command: moment.point for moment in self.moments if moment.command is not None}
+        return {command for command, point in last.items() if point is not Point.ACKNOWLEDGED}
 
 
 @dataclass
