@@ -1,6 +1,7 @@
 """Acts: runs sagas on RabbitMQ, in the task groups of an asyncio or trio program."""
 
 from saga_amqp.config import Config
+from saga_amqp.contracts import Page, Query
 from saga_amqp.errors import (
     AuthenticationError,
     ConflictError,
@@ -13,7 +14,9 @@ from saga_amqp.errors import (
     RefusedError,
     SagaExistsError,
     SagaNotFoundError,
+    SchemaError,
     StoreError,
+    StoreUnavailableError,
     TopologyError,
     TransportClosedError,
     TransportError,
@@ -64,8 +67,10 @@ __all__ = [
     "Moment",
     "Observer",
     "Options",
+    "Page",
     "Point",
     "PublishError",
+    "Query",
     "RefusedError",
     "Registry",
     "RetryPolicy",
@@ -74,12 +79,14 @@ __all__ = [
     "SagaExistsError",
     "SagaNotFoundError",
     "SagaState",
+    "SchemaError",
     "Skip",
     "Step",
     "StepError",
     "StepHandler",
     "StepState",
     "StoreError",
+    "StoreUnavailableError",
     "TopologyError",
     "TransportClosedError",
     "TransportError",

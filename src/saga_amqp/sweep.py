@@ -41,6 +41,7 @@ class Sweep:
         self._clock = clock
         self._fire = fire
         self._publish = publish
+        self._hinted = anyio.Event()
         self._room = anyio.Semaphore(SHARE)
 
     async def run(self) -> None:
@@ -51,6 +52,7 @@ class Sweep:
                 tasks.start_soon(self._do, self._fire, saga_id)
 
             tasks.start_soon(self.timers.run, fire)
+            tasks.start_soon(self._listen)
             tasks.start_soon(self._keep_sweeping, self._due, self._fire)
             tasks.start_soon(self._keep_sweeping, self._unpublished, self._publish)
 
@@ -58,13 +60,20 @@ class Sweep:
         self, claim: Callable[[], Awaitable[Sequence[ItemT]]], do: Callable[[ItemT], Awaitable[None]]
     ) -> None:
         while True:
+            hinted = self._hinted  # before claiming: a hint that comes meanwhile counts
             items = await claim()
             async with anyio.create_task_group() as doing:
                 for item in items:
                     doing.start_soon(self._do, do, item)
             if len(items) < SHARE:
                 with anyio.move_on_after(self._config.sweep_interval):
-                    await self._store.hinted()
+                    await hinted.wait()
+
+    async def _listen(self) -> None:
+        while True:
+            await self._store.hinted()
+            self._hinted.set()
+            self._hinted = anyio.Event()
 
     async def _do(self, do: Callable[[ItemT], Awaitable[None]], item: ItemT) -> None:
         async with self._room:
