@@ -26,7 +26,9 @@ from saga_amqp.errors import (
 from saga_amqp.handlers import Action, CompensationHandler, Registry, StepHandler
 from saga_amqp.manager import Manager
 from saga_amqp.observer import Moment, Observer, Point
+from saga_amqp.retention import purge, read_archived
 from saga_amqp.stores.memory import MemoryStore
+from saga_amqp.stores.reference import ReferenceStore
 from saga_amqp.transports.amqp import AmqpTransport
 from saga_amqp.transports.memory import MemoryBroker, MemoryTransport
 from saga_core import (
@@ -71,6 +73,7 @@ __all__ = [
     "Point",
     "PublishError",
     "Query",
+    "ReferenceStore",
     "RefusedError",
     "Registry",
     "RetryPolicy",
@@ -92,5 +95,7 @@ __all__ = [
     "TransportError",
     "UnroutableError",
     "VirtualHostError",
+    "purge",
+    "read_archived",
     "when",
 ]

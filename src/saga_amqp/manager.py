@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from ulid import ULID
 
 from saga_amqp.config import Config
-from saga_amqp.contracts import Query, Store, Transport
+from saga_amqp.contracts import EVERYTHING, Page, Query, Store, Transport
 from saga_amqp.engine import Engine
 from saga_amqp.errors import ManagerError, RefusedError, TransportError
 from saga_amqp.execution import decide
@@ -20,6 +20,7 @@ from saga_amqp.observer import Moment, Point
 from saga_amqp.outgoing import Outgoing
 from saga_amqp.patience import PatientStore
 from saga_amqp.reconnecting import Reconnecting
+from saga_amqp.stores.looking import RUNNING, find_all
 from saga_core import (
     CancelRequested,
     Command,
@@ -29,6 +30,7 @@ from saga_core import (
     ResumeRequested,
     RetryRequested,
     Saga,
+    SagaState,
     SkipRequested,
     Step,
     StepResolved,
@@ -44,9 +46,6 @@ from saga_core import (
     succeeded,
 )
 from saga_core.options import NO_OPTIONS
-from saga_core.states import ACTIVE
-
-RUNNING = Query(states=ACTIVE)
 
 # Seconds for the last notes to the store.
 GOODBYE = 5.0
@@ -222,12 +221,28 @@ class Manager:
     async def list_active(self) -> Sequence[Saga]:
         """Return the sagas that are started or compensating, oldest first."""
         self._check_open()
-        found: list[Saga] = []
-        page = await self._store.find(RUNNING)
-        while page.cursor is not None:
-            found += page.sagas
-            page = await self._store.find(RUNNING, cursor=page.cursor)
-        return [*found, *page.sagas]
+        return await find_all(self._store, RUNNING)
+
+    async def find(self, query: Query = EVERYTHING, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """Return the first sagas that a query finds, oldest first, or those after a cursor.
+
+        Raises: StoreError.
+        """
+        self._check_open()
+        return await self._store.find(query, limit=limit, cursor=cursor)
+
+    async def count(self) -> Mapping[SagaState, int]:
+        """Return how many sagas there are in each state. Raises: StoreError."""
+        self._check_open()
+        return await self._store.count()
+
+    async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
+        """Return a saga as created, and every event committed since, in order. Each has its time, `at`.
+
+        Raises: SagaNotFoundError, StoreError.
+        """
+        self._check_open()
+        return await self._store.history(saga_id)
 
     async def wait(self, saga_id: str) -> Saga:
         """Wait until a saga is completed, compensated or failed, and return it. Cancel it at any time.
