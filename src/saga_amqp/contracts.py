@@ -239,12 +239,16 @@ class Consumer(Protocol):
         ...
 
 
+Settled = Callable[[TransportError | None], None]
+"""Is told what became of a published message: None when the broker has confirmed it."""
+
+
 class Transport(Protocol):
     """The way to a broker. An async context manager: open inside, closed after.
 
     Its background tasks live in a task group that is entered and left with the context. They never raise into
-    the caller's code: a broken connection is learnt through `Consumer.failed`, through what `publish` hands to
-    its callback, and through the errors of later calls.
+    the caller's code: a broken connection is learnt through `lost` and `Consumer.failed`, through what `publish`
+    hands to its callback, and through the errors of later calls.
     """
 
     async def __aenter__(self) -> Self:
@@ -267,6 +271,14 @@ class Transport(Protocol):
         """
         ...
 
+    async def lost(self) -> TransportError:
+        """Wait until the connection ends, and return why. Only inside the context."""
+        ...
+
+    def renewed(self) -> Self:
+        """Return another transport to the same broker, which is not entered yet."""
+        ...
+
     async def declare(self, topology: Topology) -> None:
         """Create what is missing; what exists must be as asked.
 
@@ -286,7 +298,7 @@ class Transport(Protocol):
         """
         ...
 
-    async def publish(self, message: Message, settled: Callable[[TransportError | None], None]) -> None:
+    async def publish(self, message: Message, settled: Settled) -> None:
         """Send a message; `settled` is called once, with None when the broker has confirmed it.
 
         Waits only while the outgoing buffer is full or the broker blocks publishers. Cancelled while it waits,

@@ -55,7 +55,7 @@ from saga_core.handlers import (
     failure_event,
     failure_of,
 )
-from saga_core.history import consequences, fold
+from saga_core.history import caused_by, consequences, fold
 from saga_core.machine import TABLE, awaits, new_saga, outstanding, transition, wake_at
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.options import Options
@@ -120,6 +120,7 @@ __all__ = [
     "UnknownStepError",
     "answer_event",
     "awaits",
+    "caused_by",
     "check_handler",
     "child_saga",
     "completed_steps",

@@ -342,6 +342,25 @@ async def a_closed_transport_says_so(open: Open) -> None:
     await _assert_closed(transport, queue)
 
 
+async def the_end_of_a_connection_is_learnt(open: Open) -> None:
+    """Whoever waits for it is told when it is closed, and not before; a renewed transport leads to the same broker."""
+    ends: list[TransportError] = []
+    queue = unique_name("queue")
+    async with open() as transport, anyio.create_task_group() as tasks:
+        await transport.declare(Topology((), (expiring_queue(queue),)))
+
+        async def wait() -> None:
+            ends.append(await transport.lost())
+
+        tasks.start_soon(wait)
+        await Outbox(transport).publish(message_to(queue, "kept"))
+        assert ends == []
+        await transport.close()
+    assert [type(end) for end in ends] == [TransportClosedError]
+    async with transport.renewed() as renewed:
+        assert await drain(renewed, queue) == [("kept", False)]
+
+
 CASES: tuple[Case, ...] = (
     a_message_arrives_as_it_was_published,
     bodies_of_any_size_arrive,
@@ -366,6 +385,7 @@ CASES: tuple[Case, ...] = (
     declaring_again_changes_nothing,
     what_is_declared_differently_is_an_error,
     a_closed_transport_says_so,
+    the_end_of_a_connection_is_learnt,
 )
 
 
