@@ -21,8 +21,6 @@ ResultT = TypeVar("ResultT")
 MOST_AT_ONCE = 500
 """Jobs in a batch: so that one transaction stays short."""
 
-Answers = Sequence["ResultT | Exception"]
-
 
 class Batches(Generic[JobT, ResultT]):
     """Hands jobs to a function that blocks, many at a time, one call after the other.
@@ -31,37 +29,48 @@ class Batches(Generic[JobT, ResultT]):
     job alone ends with. What it raises ends all of them.
     """
 
-    def __init__(self, work: Callable[[Sequence[JobT]], Answers[ResultT]]) -> None:
+    def __init__(self, work: Callable[[Sequence[JobT]], Sequence[ResultT | Exception]]) -> None:
         self._work = work
         self._waiting: list[_Ticket[JobT, ResultT]] = []
         self._wanted = anyio.Event()
-        self._closing = False
+        self._open = False
+        self._in_doubt: anyio.Event | None = None
 
-    async def do(self, job: JobT) -> ResultT:
+    async def do(self, job: JobT, then: Callable[[ResultT], None] | None = None) -> ResultT:
         """Have a job done and return its result. Cancelled, it may have been done or not.
 
-        Raises: what `work` says; StoreError when it is closed.
+        `then` is called with the result, in the event loop, whether or not somebody still waits for it.
+
+        Raises: what `work` says; StoreError while it is not running.
         """
-        if self._closing:
-            raise StoreError("The store is closed; use it inside `async with`")
-        ticket = _Ticket[JobT, ResultT](job)
+        if not self._open:
+            raise StoreError("The store is not open; use it inside `async with`")
+        ticket = _Ticket(job, then)
         self._waiting.append(ticket)
         self._wanted.set()
         try:
             await ticket.done.wait()
         except BaseException:
             ticket.abandoned = True
+            if ticket.begun and not ticket.done.is_set() and self._in_doubt is None:
+                self._in_doubt = anyio.Event()
             raise
         if isinstance(ticket.answer, Exception):
             raise ticket.answer
         return ticket.answer  # type: ignore[return-value]
 
+    async def settled(self) -> None:
+        """Wait while jobs are being done that nobody waits for any more: only then can be known what they have done."""
+        while self._in_doubt is not None:
+            await self._in_doubt.wait()
+
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Do jobs until `close`. Shielded from cancellation: whoever waits for a job can rely on an answer."""
         limiter = CapacityLimiter(1)
         with anyio.CancelScope(shield=True):
+            self._open = True
             task_status.started()
-            while not self._closing or self._waiting:
+            while self._open or self._waiting:
                 if not self._waiting:
                     self._wanted = anyio.Event()
                     await self._wanted.wait()
@@ -73,11 +82,13 @@ class Batches(Generic[JobT, ResultT]):
 
     def close(self) -> None:
         """Let `run` end when what is waiting is done."""
-        self._closing = True
+        self._open = False
         self._wanted.set()
 
     async def _do_all(self, tickets: "Sequence[_Ticket[JobT, ResultT]]", limiter: CapacityLimiter) -> None:
-        answers: Answers[ResultT]
+        answers: Sequence[ResultT | Exception]
+        for ticket in tickets:
+            ticket.begun = True
         try:
             answers = await anyio.to_thread.run_sync(
                 self._work, [ticket.job for ticket in tickets], limiter=limiter
@@ -88,14 +99,21 @@ class Batches(Generic[JobT, ResultT]):
             ]  # each is raised somewhere else, with a traceback of its own
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.answer = answer
+            if ticket.then is not None and not isinstance(answer, Exception):
+                ticket.then(answer)
             ticket.done.set()
+        if self._in_doubt is not None:
+            self._in_doubt.set()
+            self._in_doubt = None
 
 
 class _Ticket(Generic[JobT, ResultT]):
-    __slots__ = ("abandoned", "answer", "done", "job")
+    __slots__ = ("abandoned", "answer", "begun", "done", "job", "then")
 
-    def __init__(self, job: JobT) -> None:
+    def __init__(self, job: JobT, then: Callable[[ResultT], None] | None) -> None:
         self.job = job
+        self.then = then
         self.answer: ResultT | Exception | None = None
         self.done = anyio.Event()
+        self.begun = False
         self.abandoned = False
