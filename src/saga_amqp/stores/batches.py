@@ -4,6 +4,7 @@ While one batch is being written the next one gathers; alone, a job waits for no
 gather more, and the busier a store is, the more commits share the price of one.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Generic, TypeVar
@@ -31,10 +32,10 @@ class Batches(Generic[JobT, ResultT]):
 
     def __init__(self, work: Callable[[Sequence[JobT]], Sequence[ResultT | Exception]]) -> None:
         self._work = work
-        self._waiting: list[_Ticket[JobT, ResultT]] = []
+        self._gathering: deque[_Batch[JobT, ResultT]] = deque()
+        self._under_way: _Batch[JobT, ResultT] | None = None
         self._wanted = anyio.Event()
         self._open = False
-        self._in_doubt: anyio.Event | None = None
 
     async def do(self, job: JobT, then: Callable[[ResultT], None] | None = None) -> ResultT:
         """Have a job done and return its result. Cancelled, it may have been done or not.
@@ -45,24 +46,28 @@ class Batches(Generic[JobT, ResultT]):
         """
         if not self._open:
             raise StoreError("The store is not open; use it inside `async with`")
-        ticket = _Ticket(job, then)
-        self._waiting.append(ticket)
+        if not self._gathering or len(self._gathering[-1].tickets) == MOST_AT_ONCE:
+            self._gathering.append(_Batch())
+        batch, ticket = self._gathering[-1], _Ticket(job, then)
+        batch.tickets.append(ticket)
         self._wanted.set()
         try:
-            await ticket.done.wait()
+            await batch.done.wait()
         except BaseException:
-            ticket.abandoned = True
-            if ticket.begun and not ticket.done.is_set() and self._in_doubt is None:
-                self._in_doubt = anyio.Event()
+            ticket.abandoned = batch.abandoned = True
             raise
-        if isinstance(ticket.answer, Exception):
-            raise ticket.answer
-        return ticket.answer  # type: ignore[return-value]
+        answer = ticket.answer
+        if isinstance(answer, Exception):
+            try:
+                raise answer
+            finally:
+                del answer, ticket, batch  # they lead to the exception, which leads here
+        return answer  # type: ignore[return-value]
 
     async def settled(self) -> None:
         """Wait while jobs are being done that nobody waits for any more: only then can be known what they have done."""
-        while self._in_doubt is not None:
-            await self._in_doubt.wait()
+        while self._under_way is not None and self._under_way.abandoned:
+            await self._under_way.done.wait()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Do jobs until `close`. Shielded from cancellation: whoever waits for a job can rely on an answer."""
@@ -70,50 +75,61 @@ class Batches(Generic[JobT, ResultT]):
         with anyio.CancelScope(shield=True):
             self._open = True
             task_status.started()
-            while self._open or self._waiting:
-                if not self._waiting:
+            while self._open or self._gathering:
+                if not self._gathering:
                     self._wanted = anyio.Event()
                     await self._wanted.wait()
                     continue
-                tickets = [one for one in self._waiting[:MOST_AT_ONCE] if not one.abandoned]
-                del self._waiting[:MOST_AT_ONCE]
-                if tickets:
-                    await self._do_all(tickets, limiter)
+                self._under_way = batch = self._gathering.popleft()
+                batch.tickets = [ticket for ticket in batch.tickets if not ticket.abandoned]
+                batch.abandoned = False
+                if batch.tickets:
+                    await self._do_all(batch, limiter)
+                self._under_way = None
 
     def close(self) -> None:
         """Let `run` end when what is waiting is done."""
         self._open = False
         self._wanted.set()
 
-    async def _do_all(self, tickets: "Sequence[_Ticket[JobT, ResultT]]", limiter: CapacityLimiter) -> None:
+    async def _do_all(self, batch: "_Batch[JobT, ResultT]", limiter: CapacityLimiter) -> None:
         answers: Sequence[ResultT | Exception]
-        for ticket in tickets:
-            ticket.begun = True
         try:
             answers = await anyio.to_thread.run_sync(
-                self._work, [ticket.job for ticket in tickets], limiter=limiter
+                self._work, [ticket.job for ticket in batch.tickets], limiter=limiter
             )
         except Exception as error:
-            answers = [
-                copy(error) for _ in tickets
-            ]  # each is raised somewhere else, with a traceback of its own
-        for ticket, answer in zip(tickets, answers, strict=True):
+            # Each is raised somewhere else, with a traceback of its own.
+            answers = [_copy(error) for _ in batch.tickets]
+        for ticket, answer in zip(batch.tickets, answers, strict=True):
             ticket.answer = answer
             if ticket.then is not None and not isinstance(answer, Exception):
                 ticket.then(answer)
-            ticket.done.set()
-        if self._in_doubt is not None:
-            self._in_doubt.set()
-            self._in_doubt = None
+        batch.done.set()
+
+
+class _Batch(Generic[JobT, ResultT]):
+    """Jobs that are done together, and so are all done at the same moment."""
+
+    __slots__ = ("abandoned", "done", "tickets")
+
+    def __init__(self) -> None:
+        self.tickets: list[_Ticket[JobT, ResultT]] = []
+        self.done = anyio.Event()
+        self.abandoned = False
 
 
 class _Ticket(Generic[JobT, ResultT]):
-    __slots__ = ("abandoned", "answer", "begun", "done", "job", "then")
+    __slots__ = ("abandoned", "answer", "job", "then")
 
     def __init__(self, job: JobT, then: Callable[[ResultT], None] | None) -> None:
         self.job = job
         self.then = then
         self.answer: ResultT | Exception | None = None
-        self.done = anyio.Event()
-        self.begun = False
         self.abandoned = False
+
+
+def _copy(error: Exception) -> Exception:
+    one = copy(error)
+    one.__cause__ = error.__cause__
+    return one
