@@ -13,7 +13,9 @@ from saga_amqp.errors import (
     RefusedError,
     SagaExistsError,
     SagaNotFoundError,
+    SchemaError,
     StoreError,
+    StoreUnavailableError,
     TopologyError,
     TransportClosedError,
     TransportError,
@@ -24,6 +26,7 @@ from saga_amqp.handlers import Action, CompensationHandler, Registry, StepHandle
 from saga_amqp.manager import Manager
 from saga_amqp.observer import Moment, Observer, Point
 from saga_amqp.stores.memory import MemoryStore
+from saga_amqp.stores.sqlite import SQLiteStore
 from saga_amqp.transports.amqp import AmqpTransport
 from saga_amqp.transports.memory import MemoryBroker, MemoryTransport
 from saga_core import (
@@ -69,17 +72,20 @@ __all__ = [
     "RefusedError",
     "Registry",
     "RetryPolicy",
+    "SQLiteStore",
     "Saga",
     "SagaError",
     "SagaExistsError",
     "SagaNotFoundError",
     "SagaState",
+    "SchemaError",
     "Skip",
     "Step",
     "StepError",
     "StepHandler",
     "StepState",
     "StoreError",
+    "StoreUnavailableError",
     "TopologyError",
     "TransportClosedError",
     "TransportError",
