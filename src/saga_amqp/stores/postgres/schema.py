@@ -13,6 +13,7 @@ from saga_amqp.stores.postgres.channels import DEFAULT_SCHEMA
 from saga_amqp.stores.postgres.driver import psycopg, sql
 from saga_amqp.stores.postgres.failures import not_reached, translate
 from saga_amqp.stores.postgres.link import Connection
+from saga_amqp.stores.postgres.statements import compose
 
 # Scripts run with the schema as the only place that names are looked up in.
 #
@@ -143,7 +144,7 @@ def _step(connection: Connection, address: Address) -> bool:
             version = NOTHING
         connection.execute(sql.SQL("SET LOCAL search_path = {schema}").format(schema=schema))
         connection.execute(MIGRATIONS[version])
-        connection.execute(sql.SQL(NOTE).format(schema=schema), (version + 1,))
+        connection.execute(compose(NOTE, address.schema), (version + 1,))
     return True
 
 

@@ -1,6 +1,6 @@
 """The statements of the store. Each is composed once for a schema, and prepared once for a connection."""
 
-from typing import LiteralString
+from typing import Any, LiteralString, cast
 
 from saga_amqp.stores.postgres.channels import hint_channel, rest_channel
 from saga_amqp.stores.postgres.driver import sql
@@ -8,14 +8,18 @@ from saga_core.states import RESTING
 
 
 def compose(text: LiteralString, schema: str, **more: "sql.Composable") -> bytes:
-    """Put names and constants into a statement."""
+    """Put names and constants into a statement that is executed with parameters."""
     names = {
         "schema": sql.Identifier(schema),
         "rest": sql.Literal(rest_channel(schema)),
         "hint": sql.Literal(hint_channel(schema)),
         "resting": sql.Literal(sorted(RESTING)),
     }
-    return sql.SQL(text).format(**names, **more).as_bytes(None)
+    # A percent sign in a name is none of a placeholder.
+    written = {
+        name: sql.SQL(cast("Any", value.as_string(None).replace("%", "%%"))) for name, value in names.items()
+    }
+    return sql.SQL(text).format(**written, **more).as_bytes(None)
 
 
 # Reading ----------------------------------------------------------------------------------------------------------
