@@ -344,6 +344,22 @@ async def test_a_commit_that_the_database_refuses_takes_no_other_with_it(url: st
             assert (await kept_in.load(saga.id)).revision == 1
 
 
+async def test_what_cannot_even_be_sent_takes_no_other_with_it(url: str) -> None:
+    async with PostgresStore(url) as kept_in:
+        saga = await kept_in.create(order())
+
+        async def claim() -> None:
+            with pytest.raises(StoreError, match="adapt"):
+                await kept_in.claim_due(object(), AT, 1)  # type: ignore[arg-type]
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(kept_in.create, order())
+            tasks.start_soon(apply, kept_in, saga, reserved())
+            tasks.start_soon(claim)
+        assert (await kept_in.load(saga.id)).revision == 1
+        assert (await kept_in.count())[SagaState.STARTED] == 2
+
+
 async def test_text_that_postgresql_cannot_keep_is_refused_or_not_found(url: str) -> None:
     async with PostgresStore(url) as kept_in:
         for options in (Options(key="\0"), Options(tags={"a": "\0"}), Options(tags={"\0": "a"})):

@@ -47,7 +47,9 @@ def parse(url: str, schema: str) -> Address:
             f"A schema's name has 1 to {LONGEST_SCHEMA} bytes, and {schema[:LONGEST_SCHEMA]!r} has not"
         )
     given = _read(url)
-    if given is None:  # raised here and not there: the text of that error may have the password in it
+    if given is None or _is_torn(
+        given
+    ):  # raised here and not there: the text of that error may have the password in it
         raise StoreError(
             "The database's URL cannot be read; it has to be postgresql://user:password@host:port/database, and "
             "what is special in a URL has to be percent-encoded in the password"
@@ -57,7 +59,16 @@ def parse(url: str, schema: str) -> Address:
     return Address(where, schema, DEFAULTS | given)
 
 
+def _is_torn(given: dict[str, Any]) -> bool:
+    """Whether a password with / or : in it has been taken for a host, a port or a database."""
+    ports = str(given.get("port") or "").split(",")
+    names = f"{given.get('host')}{given.get('dbname')}"
+    return "@" in names or not all(port.isdecimal() or not port for port in ports)
+
+
 def _read(url: str) -> dict[str, Any] | None:
+    if "\0" in url:  # where libpq would stop reading
+        return None
     try:
         return conninfo.conninfo_to_dict(url)
     except (psycopg.Error, UnicodeError):

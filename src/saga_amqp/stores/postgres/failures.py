@@ -9,7 +9,6 @@ READ_ONLY = "25006"
 UNAVAILABLE = {
     "53100": "its disk is full: make room, and it goes on",
     "53200": "it is out of memory",
-    "53300": "it has no connection left: raise its max_connections, or let fewer processes connect",
     "55P03": "somebody holds a lock on the sagas for too long: look into pg_stat_activity for who it is",
     "57014": "it was too slow, or somebody cancelled the statement: look into pg_stat_activity for what keeps it busy",
     "57P01": "it is shutting down, or somebody ended the connection; try again",
@@ -41,10 +40,11 @@ def is_lost(error: "psycopg.Error") -> bool:
 
 
 def not_reached(error: "psycopg.Error", where: object) -> StoreUnavailableError:
-    """Say that no connection could be made."""
-    code = error.sqlstate or ""
-    advice = UNAVAILABLE.get(code) or "is it running, and are address, user and password right?"
-    return StoreUnavailableError(f"No connection to {where}: {advice} ({_text(error)})")
+    """Say that no connection could be made. libpq does not tell why but in words, of the server's own language."""
+    return StoreUnavailableError(
+        f"No connection to {where}: see that it runs, has a connection left (max_connections), and that host, port, "
+        f"user, password and database are right ({_text(error)})"
+    )
 
 
 def translate(error: "psycopg.Error", where: object) -> StoreError:

@@ -10,7 +10,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
 from saga_amqp.errors import SchemaError, StoreUnavailableError
@@ -103,6 +103,8 @@ class Link:
                     raise translate(error, self._address) from error
             finally:
                 self._busy_since = None
+                if connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE:
+                    self.close()  # whatever went wrong, the next one begins anew
 
     def open(self) -> Connection:
         """Return the connection; a new one where there is none, or where the server has closed it meanwhile.
@@ -151,9 +153,8 @@ def execute(connection: Connection, statements: Sequence[Statement]) -> list[lis
     """
     if len(statements) == 1:
         return [_execute(connection, statements[0]).fetchall()]
-    # Without BEGIN, what is sent in one go is one transaction.
-    together = connection.pipeline() if capabilities.has_pipeline() else connection.transaction()
-    with together:
+    together = connection.pipeline() if capabilities.has_pipeline() else nullcontext()
+    with together, connection.transaction():
         cursors = [_execute(connection, statement) for statement in statements]
     return [cursor.fetchall() for cursor in cursors]
 

@@ -39,6 +39,7 @@ class Listener:
         self._own = own
         self._rest = rest_channel(address.schema)
         self._hint = hint_channel(address.schema)
+        self._is_deaf = False
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -51,6 +52,7 @@ class Listener:
                 self._waiting.look_again()
                 self._hints.give()
                 pause = pauses()
+                self._is_deaf = False
                 await self._hear(connection)
             except psycopg.Error as error:
                 self._complain(translate(error, self._address))
@@ -80,6 +82,10 @@ class Listener:
                     self._hints.give()
 
     def _complain(self, error: StoreError) -> None:
-        logger.warning(
-            "What other processes do is noticed later than usual, until they are heard again: %s", error
+        level = logging.DEBUG if self._is_deaf else logging.WARNING  # once is enough
+        self._is_deaf = True
+        logger.log(
+            level,
+            "What other processes do is noticed later than usual, until they are heard again: %s",
+            error,
         )
