@@ -22,7 +22,7 @@ BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PRO
 ADVICE: dict[int, str] = {
     sqlite3.SQLITE_FULL: "the disk is full; free some space and try again",
     sqlite3.SQLITE_IOERR: "the disk does not read or write as it should; look at the system's log",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; see that its directory exists and that this process may write there",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; see that its directory is there and may be written to",
     sqlite3.SQLITE_READONLY: (
         "it can only be read; let this process write the file and its directory, where SQLite keeps more files"
     ),

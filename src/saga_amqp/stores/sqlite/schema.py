@@ -71,13 +71,9 @@ def upgrade(path: str | PathLike[str], *, busy_timeout: float = 5.0) -> bool:
 
     Raises: SchemaError, StoreUnavailableError.
     """
-    file = Path(path)
+    file = Path(path).absolute()
     with explained(file, busy_timeout):
-        connection = sqlite3.connect(file, isolation_level=None, timeout=0.0)
-        try:
-            return patiently(lambda: _migrate(connection, file), busy_timeout)
-        finally:
-            connection.close()
+        return patiently(lambda: _upgrade(file), busy_timeout)
 
 
 def prepare(connection: sqlite3.Connection, file: Path, *, set_up: bool) -> None:
@@ -91,8 +87,16 @@ def prepare(connection: sqlite3.Connection, file: Path, *, set_up: bool) -> None
     elif version < len(MIGRATIONS):
         raise SchemaError(
             f"{file} has version {version} of the tables, and this release needs {len(MIGRATIONS)}; "
-            f"run `saga db upgrade sqlite:///{file.absolute()}`"
+            f"run `saga db upgrade sqlite:///{file}`"
         )
+
+
+def _upgrade(file: Path) -> bool:
+    connection = sqlite3.connect(file, isolation_level=None, timeout=0.0)
+    try:
+        return _migrate(connection, file)
+    finally:
+        connection.close()
 
 
 def _migrate(connection: sqlite3.Connection, file: Path) -> bool:
@@ -102,16 +106,17 @@ def _migrate(connection: sqlite3.Connection, file: Path) -> bool:
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = _version(connection, file)  # of several that set up one file, the first has done it
-        for statements in MIGRATIONS[version:]:
-            for statement in statements:
-                connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        missing = MIGRATIONS[version:]
+        for statement in (statement for migration in missing for statement in migration):
+            connection.execute(statement)
+        if missing:
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    return version < len(MIGRATIONS)
+    return bool(missing)
 
 
 def _version(connection: sqlite3.Connection, file: Path) -> int:
@@ -119,9 +124,14 @@ def _version(connection: sqlite3.Connection, file: Path) -> int:
 
     Raises: SchemaError when it is not ours, or that of a later release.
     """
+    alone = not connection.in_transaction
+    if alone:
+        connection.execute("BEGIN")  # so that all three are of one moment
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if alone:
+        connection.execute("COMMIT")
     if application != APPLICATION and (application or version or objects):
         raise SchemaError(f"{file} is a database, but none of sagas; name another file, or a new one")
     if version > len(MIGRATIONS):
