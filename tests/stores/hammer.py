@@ -21,6 +21,7 @@ from ulid import ULID
 
 from saga_amqp import ConflictError, SQLiteStore
 from saga_amqp.contracts import Commit, Store
+from saga_amqp.stores.postgres import PostgresStore
 from saga_amqp.testing.claims import timed
 from saga_amqp.testing.orders import AT, order, same
 from saga_core import Options, ResumeRequested, Saga, SuspendRequested, fold, transition
@@ -41,6 +42,8 @@ def open_store(url: str) -> AbstractAsyncContextManager[Store]:
     match scheme:
         case "sqlite":
             return SQLiteStore(Path(rest), busy_timeout=30.0)
+        case "postgresql":
+            return PostgresStore(url, upgrade=True)
         case _:
             raise ValueError(f"No store for {url}")
 

@@ -31,6 +31,7 @@ from saga_core import (
     new_saga,
     transition,
 )
+from tests.stores.hammer import hammer
 
 DEADLINE = 30.0
 NEVER = 3600.0
@@ -238,6 +239,10 @@ async def wakes(waiting: PostgresStore, hint: Callable[[], None]) -> None:
                 hint()
                 with anyio.move_on_after(0.5):
                     await woken.wait()
+
+
+async def test_many_processes_may_use_one_database(postgres_url: str, anyio_backend_name: str) -> None:
+    await hammer(postgres_url, anyio_backend_name)
 
 
 # What it costs ----------------------------------------------------------------------------------------------------
