@@ -29,6 +29,7 @@ from saga_amqp.observer import Moment, Observer, Point
 from saga_amqp.retention import purge, read_archived
 from saga_amqp.stores.memory import MemoryStore
 from saga_amqp.stores.reference import ReferenceStore
+from saga_amqp.stores.sqlite import SQLiteStore
 from saga_amqp.transports.amqp import AmqpTransport
 from saga_amqp.transports.memory import MemoryBroker, MemoryTransport
 from saga_core import (
@@ -77,6 +78,7 @@ __all__ = [
     "RefusedError",
     "Registry",
     "RetryPolicy",
+    "SQLiteStore",
     "Saga",
     "SagaError",
     "SagaExistsError",

@@ -4,6 +4,7 @@ While one batch is being written the next one gathers; alone, a job waits for no
 gather more, and the busier a store is, the more commits share the price of one.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Generic, TypeVar
@@ -21,8 +22,6 @@ ResultT = TypeVar("ResultT")
 MOST_AT_ONCE = 500
 """Jobs in a batch: so that one transaction stays short."""
 
-Answers = Sequence["ResultT | Exception"]
-
 
 class Batches(Generic[JobT, ResultT]):
     """Hands jobs to a function that blocks, many at a time, one call after the other.
@@ -31,71 +30,117 @@ class Batches(Generic[JobT, ResultT]):
     job alone ends with. What it raises ends all of them.
     """
 
-    def __init__(self, work: Callable[[Sequence[JobT]], Answers[ResultT]]) -> None:
+    def __init__(self, work: Callable[[Sequence[JobT]], Sequence[ResultT | Exception]]) -> None:
         self._work = work
-        self._waiting: list[_Ticket[JobT, ResultT]] = []
+        self._gathering: deque[_Batch[JobT, ResultT]] = deque()
+        self._under_way: _Batch[JobT, ResultT] | None = None
         self._wanted = anyio.Event()
-        self._closing = False
+        self._open = False
 
-    async def do(self, job: JobT) -> ResultT:
+    async def do(self, job: JobT, then: Callable[[ResultT], None] | None = None) -> ResultT:
         """Have a job done and return its result. Cancelled, it may have been done or not.
 
-        Raises: what `work` says; StoreError when it is closed.
+        `then` is called with the result, in the event loop, whether or not somebody still waits for it.
+
+        Raises: what `work` says; StoreError while it is not running.
         """
-        if self._closing:
-            raise StoreError("The store is closed; use it inside `async with`")
-        ticket = _Ticket[JobT, ResultT](job)
-        self._waiting.append(ticket)
-        self._wanted.set()
+        batch, ticket = self._add(job, then)
         try:
-            await ticket.done.wait()
+            await batch.done.wait()
         except BaseException:
-            ticket.abandoned = True
+            ticket.abandoned = batch.abandoned = True
             raise
-        if isinstance(ticket.answer, Exception):
-            raise ticket.answer
-        return ticket.answer  # type: ignore[return-value]
+        answer = ticket.answer
+        if isinstance(answer, Exception):
+            try:
+                raise answer
+            finally:
+                del answer, ticket, batch  # they lead to the exception, which leads here
+        return answer  # type: ignore[return-value]
+
+    def post(self, job: JobT) -> None:
+        """Have a job done without waiting for it. Nobody learns what becomes of it; if it is closed, nothing."""
+        if self._open:
+            self._add(job, None)
+
+    async def settled(self) -> None:
+        """Wait while jobs are being done that nobody waits for any more: only then can be known what they have done."""
+        while self._under_way is not None and self._under_way.abandoned:
+            await self._under_way.done.wait()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Do jobs until `close`. Shielded from cancellation: whoever waits for a job can rely on an answer."""
         limiter = CapacityLimiter(1)
         with anyio.CancelScope(shield=True):
+            self._open = True
             task_status.started()
-            while not self._closing or self._waiting:
-                if not self._waiting:
+            while self._open or self._gathering:
+                if not self._gathering:
                     self._wanted = anyio.Event()
                     await self._wanted.wait()
                     continue
-                tickets = [one for one in self._waiting[:MOST_AT_ONCE] if not one.abandoned]
-                del self._waiting[:MOST_AT_ONCE]
-                if tickets:
-                    await self._do_all(tickets, limiter)
+                self._under_way = batch = self._gathering.popleft()
+                batch.tickets = [ticket for ticket in batch.tickets if not ticket.abandoned]
+                batch.abandoned = False
+                if batch.tickets:
+                    await self._do_all(batch, limiter)
+                self._under_way = None
 
     def close(self) -> None:
         """Let `run` end when what is waiting is done."""
-        self._closing = True
+        self._open = False
         self._wanted.set()
 
-    async def _do_all(self, tickets: "Sequence[_Ticket[JobT, ResultT]]", limiter: CapacityLimiter) -> None:
-        answers: Answers[ResultT]
+    def _add(
+        self, job: JobT, then: Callable[[ResultT], None] | None
+    ) -> "tuple[_Batch[JobT, ResultT], _Ticket[JobT, ResultT]]":
+        if not self._open:
+            raise StoreError("The store is not open; use it inside `async with`")
+        if not self._gathering or len(self._gathering[-1].tickets) == MOST_AT_ONCE:
+            self._gathering.append(_Batch())
+        batch, ticket = self._gathering[-1], _Ticket(job, then)
+        batch.tickets.append(ticket)
+        self._wanted.set()
+        return batch, ticket
+
+    async def _do_all(self, batch: "_Batch[JobT, ResultT]", limiter: CapacityLimiter) -> None:
+        answers: Sequence[ResultT | Exception]
         try:
             answers = await anyio.to_thread.run_sync(
-                self._work, [ticket.job for ticket in tickets], limiter=limiter
+                self._work, [ticket.job for ticket in batch.tickets], limiter=limiter
             )
         except Exception as error:
-            answers = [
-                copy(error) for _ in tickets
-            ]  # each is raised somewhere else, with a traceback of its own
-        for ticket, answer in zip(tickets, answers, strict=True):
+            # Each is raised somewhere else, with a traceback of its own.
+            answers = [_copy(error) for _ in batch.tickets]
+        for ticket, answer in zip(batch.tickets, answers, strict=True):
             ticket.answer = answer
-            ticket.done.set()
+            if ticket.then is not None and not isinstance(answer, Exception):
+                ticket.then(answer)
+        batch.done.set()
+
+
+class _Batch(Generic[JobT, ResultT]):
+    """Jobs that are done together, and so are all done at the same moment."""
+
+    __slots__ = ("abandoned", "done", "tickets")
+
+    def __init__(self) -> None:
+        self.tickets: list[_Ticket[JobT, ResultT]] = []
+        self.done = anyio.Event()
+        self.abandoned = False
 
 
 class _Ticket(Generic[JobT, ResultT]):
-    __slots__ = ("abandoned", "answer", "done", "job")
+    __slots__ = ("abandoned", "answer", "job", "then")
 
-    def __init__(self, job: JobT) -> None:
+    def __init__(self, job: JobT, then: Callable[[ResultT], None] | None) -> None:
         self.job = job
+        self.then = then
         self.answer: ResultT | Exception | None = None
-        self.done = anyio.Event()
         self.abandoned = False
+
+
+def _copy(error: Exception) -> Exception:
+    one = copy(error)
+    one.__cause__ = error.__cause__
+    return one

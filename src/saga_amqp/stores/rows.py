@@ -53,7 +53,8 @@ class Known:
     def keep(self, saga: Saga) -> None:
         """Remember a saga, unless a later moment of it is known."""
         known = self._sagas.get(saga.id)
-        if known is None or known.revision <= saga.revision:
+        newer = known is None or known.created_at != saga.created_at or known.revision <= saga.revision
+        if newer:  # of one that was deleted, and created again with its id, no moment counts any more
             self._sagas[saga.id] = saga
             self._sagas.move_to_end(saga.id)
             if len(self._sagas) > REMEMBERED:
