@@ -1,4 +1,4 @@
-"""A bank that takes part in sagas: a ledger, and handlers that write to it under the barrier, on every kind of connection.
+"""A bank that takes part in sagas: a ledger, and handlers that write to it under the barrier, on any connection.
 
 A handler runs to its end within `handle`, in a transaction of its own, on a connection of its own. An asynchronous
 one gets an event loop of its own: so handlers can race in threads, whatever their connections are.

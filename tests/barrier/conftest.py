@@ -1,26 +1,40 @@
-"""A bank of its own for every test, on each kind of connection."""
+"""Banks for every test, on each kind of connection."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ulid import ULID
+
+from tests.postgres import External, PostgreSQL
 
 from .banks import ASYNC_KINDS, KINDS, Bank, open_bank
 
 
+@pytest.fixture(scope="session")
+def postgres_bank(postgres: PostgreSQL | External) -> Iterator[Bank]:
+    """A bank that these tests share, for a database takes long to make: no saga meets another."""
+    name = f"saga_test_{ULID()}".lower()
+    postgres.create_database(name)
+    yield open_bank(postgres.url(name), "psycopg")
+    postgres.drop_database(name)
+
+
 @pytest.fixture(params=[*KINDS, *ASYNC_KINDS])
-def bank(request: pytest.FixtureRequest, tmp_path: Path) -> Bank:
+def bank(request: pytest.FixtureRequest) -> Bank:
     """A bank, and with it the test, for each kind of connection."""
-    return bank_of(request, tmp_path, request.param)
+    return bank_of(request, request.param)
 
 
 @pytest.fixture(params=["sqlite3", "psycopg"])
-def plain_bank(request: pytest.FixtureRequest, tmp_path: Path) -> Bank:
+def plain_bank(request: pytest.FixtureRequest) -> Bank:
     """A bank for each kind of database."""
-    return bank_of(request, tmp_path, request.param)
+    return bank_of(request, request.param)
 
 
-def bank_of(request: pytest.FixtureRequest, directory: Path, kind: str) -> Bank:
-    on_sqlite = (KINDS | ASYNC_KINDS)[kind][0] == "sqlite"
-    return open_bank(
-        str(directory / "bank.sqlite") if on_sqlite else request.getfixturevalue("postgres_url"), kind
-    )
+def bank_of(request: pytest.FixtureRequest, kind: str) -> Bank:
+    if (KINDS | ASYNC_KINDS)[kind][0] == "postgresql":
+        shared: Bank = request.getfixturevalue("postgres_bank")
+        return shared.over(kind)
+    directory: Path = request.getfixturevalue("tmp_path")
+    return open_bank(str(directory / "bank.sqlite"), kind)

@@ -260,14 +260,10 @@ def roll_back(at: Desk) -> object:
     return at.connection.rollback()
 
 
-# The other kinds have a context manager around them that notices by itself, and raises.
-@pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
-def test_a_body_that_commits_is_an_error_until_somebody_has_looked(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    from .conftest import bank_of
-
-    bank, saga = bank_of(request, tmp_path, kind), a_saga()
+def test_a_body_that_commits_is_an_error_until_somebody_has_looked(bank: Bank) -> None:
+    if bank.kind == "psycopg transaction()":
+        return  # it lets nobody commit within
+    saga = a_saga()
     with pytest.raises(
         TransactionEndedError, match=f"'pay' of saga {saga.id}.*delete the row of saga_barrier"
     ):
@@ -277,7 +273,7 @@ def test_a_body_that_commits_is_an_error_until_somebody_has_looked(
             handle(saga)
     assert bank.ledger(saga) == {"execute": 1}
     with bank.connect() as connection:
-        connection.execute("UPDATE saga_barrier SET outcome = 'done'")
+        connection.execute(f"UPDATE saga_barrier SET outcome = 'done' WHERE saga_id = '{saga.id}'")
     assert bank.execute(saga) == {}
     bank.compensate(saga)
     assert bank.ledger(saga) == {"execute": 1, "compensate": 1}
@@ -358,10 +354,10 @@ def test_many_may_create_the_table_at_once(postgres_url: str) -> None:
 
 
 def test_when_a_record_was_made_is_kept(plain_bank: Bank) -> None:
-    plain_bank.execute(a_saga())
-    age = (
-        "SELECT now() - recorded_at < interval '1 hour' FROM saga_barrier"
-        if plain_bank.dialect == "postgresql"
-        else "SELECT recorded_at > datetime('now', '-1 hour') FROM saga_barrier"
-    )
-    assert plain_bank.ask(age) == [(True,)]
+    saga = a_saga()
+    plain_bank.execute(saga)
+    recent = {
+        "postgresql": "now() - recorded_at < interval '1 hour'",
+        "sqlite": "recorded_at > datetime('now', '-1 hour')",
+    }[plain_bank.dialect]
+    assert plain_bank.ask(f"SELECT {recent} FROM saga_barrier WHERE saga_id = '{saga.id}'") == [(True,)]
