@@ -128,6 +128,29 @@ async def run_async(
     return await perform_async(adapt_async(connection), _guard(_key(saga, step), body))
 
 
+def action_output(connection: object, saga: Saga, step: Step[Any]) -> dict[str, object]:
+    """Return the output that a step's action has recorded, for `body` of its compensation; empty if it never ran.
+
+    `step.output` is what the saga knows. It is empty where the action's result was lost, because its attempt timed
+    out or its worker died, and such a step is compensated too.
+
+    Raises:
+        UnsupportedConnectionError: The connection is of no kind that can be used.
+        Exception: Whatever the driver raises.
+    """
+    return perform(adapt(connection), _action_output(saga, step))
+
+
+async def action_output_async(connection: object, saga: Saga, step: Step[Any]) -> dict[str, object]:
+    """Return what `action_output` does, on an asynchronous connection. Cancelled, it has changed nothing.
+
+    Raises:
+        UnsupportedConnectionError: The connection is of no kind that can be used.
+        Exception: Whatever the driver raises.
+    """
+    return await perform_async(adapt_async(connection), _action_output(saga, step))
+
+
 def create_table(connection: object) -> None:
     """Create the barrier's table where it is missing. Committing is the caller's.
 
@@ -204,11 +227,23 @@ def _claim(key: _Key, outcome: str) -> Work[_Record | None]:
     write at all. A record that is gone when it is read was withdrawn meanwhile.
     """
     while not (yield from execute(_CLAIM, *key.columns, outcome, "{}")):
-        if rows := (yield from execute(_READ, *key.columns)):
-            # A sqlite3 connection of the user's may return text as bytes.
-            kept, answer = (value.encode() if isinstance(value, str) else bytes(value) for value in rows[0])
-            return _Record(kept.decode(), Raw(answer))
+        if found := (yield from _read(key)):
+            return found
     return None
+
+
+def _read(key: _Key) -> Work[_Record | None]:
+    rows = yield from execute(_READ, *key.columns)
+    if not rows:
+        return None
+    # A sqlite3 connection of the user's may return text as bytes.
+    outcome, answer = (value.encode() if isinstance(value, str) else bytes(value) for value in rows[0])
+    return _Record(outcome.decode(), Raw(answer))
+
+
+def _action_output(saga: Saga, step: Step[Any]) -> Work[dict[str, object]]:
+    found = yield from _read(_Key(saga.id, step.name, "execute"))
+    return decode_object(found.answer) if found is not None and found.outcome == _DONE else {}
 
 
 def _recorded(key: _Key, answer: object) -> _Record:

@@ -1,7 +1,6 @@
 """Banks for every test, on each kind of connection."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from ulid import ULID
@@ -13,11 +12,17 @@ from .banks import ASYNC_KINDS, KINDS, Bank, open_bank
 
 @pytest.fixture(scope="session")
 def postgres_bank(postgres: PostgreSQL | External) -> Iterator[Bank]:
-    """A bank that these tests share, for a database takes long to make: no saga meets another."""
+    """A bank in PostgreSQL that these tests share: no saga meets another."""
     name = f"saga_test_{ULID()}".lower()
     postgres.create_database(name)
     yield open_bank(postgres.url(name), "psycopg")
     postgres.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def sqlite_bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
+    """A bank in SQLite that these tests share."""
+    return open_bank(str(tmp_path_factory.mktemp("bank") / "bank.sqlite"), "sqlite3")
 
 
 @pytest.fixture(params=[*KINDS, *ASYNC_KINDS])
@@ -33,8 +38,6 @@ def plain_bank(request: pytest.FixtureRequest) -> Bank:
 
 
 def bank_of(request: pytest.FixtureRequest, kind: str) -> Bank:
-    if (KINDS | ASYNC_KINDS)[kind][0] == "postgresql":
-        shared: Bank = request.getfixturevalue("postgres_bank")
-        return shared.over(kind)
-    directory: Path = request.getfixturevalue("tmp_path")
-    return open_bank(str(directory / "bank.sqlite"), kind)
+    on_postgres = (KINDS | ASYNC_KINDS)[kind][0] == "postgresql"
+    shared: Bank = request.getfixturevalue("postgres_bank" if on_postgres else "sqlite_bank")
+    return shared.over(kind)

@@ -1,5 +1,6 @@
 """Each rule of the barrier, on every kind of connection."""
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from saga_amqp import (
     Defer,
     PayloadError,
     RefusedByBarrierError,
+    Saga,
     Skip,
     StepError,
     StepState,
@@ -23,7 +25,7 @@ from saga_amqp import (
     barrier,
 )
 
-from .banks import Bank, Desk, a_saga, a_step
+from .banks import ASYNC_KINDS, Bank, Desk, a_saga, a_step
 
 
 class Trouble(Exception):
@@ -110,6 +112,34 @@ def test_only_a_step_that_is_being_compensated_is_compensated(plain_bank: Bank) 
         plain_bank.handle(saga, step)
         expected = "compensate" if state == "compensating" else "execute"
         assert plain_bank.records(saga)[expected] == "done"
+
+
+def test_a_compensation_can_read_what_its_action_has_recorded(bank: Bank) -> None:
+    """The saga does not know it where the action's result was lost."""
+
+    def seen(saga: Saga) -> list[dict[str, object]]:
+        outputs: list[dict[str, object]] = []
+
+        def read(at: Desk) -> object:
+            if not bank.is_async:
+                outputs.append(barrier.action_output(at.connection, saga, a_step("compensate")))
+                return None
+
+            async def read_async() -> None:
+                outputs.append(await barrier.action_output_async(at.connection, saga, a_step("compensate")))
+
+            return read_async()
+
+        bank.compensate(saga, within=read)
+        if not outputs:  # the compensation did nothing
+            bank.execute(a_saga(), within=read)
+        return outputs
+
+    acted, skipped, deferred, never = (a_saga() for _ in range(4))
+    bank.execute(acted, {"receipt": 7})
+    bank.execute(skipped, Skip("why"))
+    bank.execute(deferred, Defer())
+    assert [seen(saga) for saga in (acted, skipped, deferred, never)] == [[{"receipt": 7}], [{}], [{}], [{}]]
 
 
 # Out of order -------------------------------------------------------------------------------------------------------
@@ -231,6 +261,24 @@ def test_an_owner_who_commits_although_the_body_raised_may_try_again(bank: Bank)
 
     bank.execute(outer, within=forgive)
     assert bank.records(outer)
+    assert not bank.records(saga)
+    bank.execute(saga)
+    assert bank.ledger(saga) == {"execute": 1}
+
+
+@pytest.mark.parametrize("bank", ASYNC_KINDS, indirect=True)
+def test_a_body_that_is_cancelled_leaves_nothing_and_can_run_again(bank: Bank) -> None:
+    saga = a_saga()
+
+    async def cancel(at: Desk) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await at.write("SELECT 1")
+        pytest.fail("it went on")
+
+    with pytest.raises(asyncio.CancelledError):
+        bank.execute(saga, within=cancel)
     assert not bank.records(saga)
     bank.execute(saga)
     assert bank.ledger(saga) == {"execute": 1}
