@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,28 +239,36 @@ def test_a_transaction_that_fails_after_the_barrier_leaves_nothing(bank: Bank) -
     assert bank.ledger(saga) == {"execute": 1}
 
 
-def test_an_owner_who_commits_although_the_body_raised_may_try_again(bank: Bank) -> None:
-    saga, outer = a_saga(), a_saga()
+def forgive(bank: Bank, saga: Saga, within: Callable[[Desk], object] = lambda _: None) -> None:
+    """Run an action whose body raises, and commit nevertheless."""
 
-    def forgive(at: Desk) -> object:
+    def handle(at: Desk) -> object:
         def body() -> object:
+            within(at)
             raise Trouble
 
         async def body_async() -> object:
+            awaitable = within(at)
+            if isinstance(awaitable, Awaitable):
+                await awaitable
             raise Trouble
 
-        async def run() -> None:
+        async def run_async() -> None:
             with pytest.raises(Trouble):
                 await at.run(saga, a_step("execute"), body_async)
 
         if bank.is_async:
-            return run()
+            return run_async()
         with pytest.raises(Trouble):
             at.run(saga, a_step("execute"), body)
         return None
 
-    bank.execute(outer, within=forgive)
-    assert bank.records(outer)
+    bank.execute(a_saga(), within=handle)
+
+
+def test_an_owner_who_commits_although_the_body_raised_may_try_again(bank: Bank) -> None:
+    saga = a_saga()
+    forgive(bank, saga)
     assert not bank.records(saga)
     bank.execute(saga)
     assert bank.ledger(saga) == {"execute": 1}
@@ -349,6 +357,16 @@ def test_a_body_that_commits_and_then_raises_is_an_error_the_next_time(plain_ban
     with pytest.raises(TransactionEndedError):
         plain_bank.execute(saga)
     assert plain_bank.ledger(saga) == {"execute": 1}
+
+
+def test_so_it_is_when_its_owner_commits_once_more(plain_bank: Bank) -> None:
+    saga = a_saga()
+    # The bank's own action, around it, finds its transaction ended as well.
+    with pytest.raises(TransactionEndedError):
+        forgive(plain_bank, saga, commit)
+    assert plain_bank.records(saga) == {"execute": "begun"}
+    with pytest.raises(TransactionEndedError):
+        plain_bank.execute(saga)
 
 
 # The table ----------------------------------------------------------------------------------------------------------

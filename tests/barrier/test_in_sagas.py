@@ -8,9 +8,11 @@ import anyio
 import pytest
 
 from saga_amqp import Moment, Point, RefusedByBarrierError, Saga, Step, StepError
-from tests.engine.world import DEADLINE, World, run_alone, steps
+from tests.engine.world import World, run_alone, steps
 
 from .banks import Bank
+
+DEADLINE = 30.0
 
 
 class Crash(Exception):
@@ -25,6 +27,7 @@ def ledger(bank: Bank, saga: Saga) -> Counter[tuple[str, str]]:
 def world_of(bank: Bank) -> World:
     """A world whose handlers write to a bank's ledger, and whose step `c` fails."""
     world = World()
+    world.deadline = DEADLINE
 
     async def handle(saga: Saga, step: Step[Any]) -> object:
         answer = StepError("no", "no") if step.name == "c" else {"by": step.name}
