@@ -11,7 +11,8 @@ import msgspec
 from saga_core.commands import Command
 from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
-from saga_core.model import CHUNK, Progress, Saga, rebuild
+from saga_core.graph import CHUNK
+from saga_core.model import Progress, Saga, rebuild
 from saga_core.plan import Plan
 from saga_core.states import SagaState
 

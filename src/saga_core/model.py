@@ -11,6 +11,7 @@ from typing import cast
 
 from msgspec import Raw, Struct
 
+from saga_core.graph import CHUNK
 from saga_core.payload import EMPTY, decode_object, decode_payload
 from saga_core.plan import ChildSaga, Failure, InputT, Plan, Step, step_id, token_digest
 from saga_core.states import ENDED_WELL, RESTING, Operation, SagaState, StepState
@@ -54,9 +55,6 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
 
 PENDING = Progress()
 FIRST_ATTEMPT = Progress(StepState.STARTED, 1)
-
-# Progress is a tuple of tuples of this length: replacing one record copies two short tuples, not one long one.
-CHUNK = 32
 
 Chunks = tuple[tuple[Progress, ...], ...]
 

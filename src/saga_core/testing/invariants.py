@@ -13,10 +13,11 @@ from saga_core.codec import decode_saga, encode_saga
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.draft import Transition, positions
 from saga_core.events import Event, StepFailed, TimePassed
-from saga_core.machine import TABLE, awaits, outstanding, transition, wake_at
+from saga_core.machine import TABLE, awaits, outstanding, wake_at
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.plan import Plan
 from saga_core.retry import NO_RETRY, PATIENT
+from saga_core.shortcut import transition
 from saga_core.states import ENDED_WELL, SagaState, StepState
 
 PENDING, STARTED, COMPLETED = StepState.PENDING, StepState.STARTED, StepState.COMPLETED
