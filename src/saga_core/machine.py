@@ -66,9 +66,7 @@ from saga_core.events import (
     SuspendRequested,
     TimePassed,
 )
-from saga_core.graph import CHUNK
-from saga_core.model import PENDING as BLANK
-from saga_core.model import Progress, Saga
+from saga_core.model import Progress, Saga, untouched
 from saga_core.moves import (
     SAGA_TIMEOUT,
     begin_ready,
@@ -183,8 +181,7 @@ def awaits(saga: Saga, command: Command) -> bool:
 
 def begin(plan: Plan) -> Saga:
     """Return the saga of a plan at its first moment, with its first steps in flight unless it starts later."""
-    whole, rest = divmod(len(plan.steps), CHUNK)
-    blank = ((BLANK,) * CHUNK,) * whole + (((BLANK,) * rest,) if rest else ())
+    blank = untouched(len(plan.steps))
     roots, never = sum(plan.graph.bits[position] for position in plan.graph.roots), (inf,) * len(blank)
     saga = Saga(plan, SAGA_STARTED, 0, blank, plan.created_at, ready=roots, wakes=never)
     draft = open_draft(saga, plan.created_at)

@@ -56,6 +56,10 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
 PENDING = Progress()
 FIRST_ATTEMPT = Progress(StepState.STARTED, 1)
 
+# Neither the records here nor the chunks made of them are one object many times over: a processor counts as many
+# references to one object slower than to several, because each count waits for the one before it.
+_UNTOUCHED = tuple([Progress() for _ in range(CHUNK)])
+
 Chunks = tuple[tuple[Progress, ...], ...]
 
 
@@ -215,6 +219,12 @@ class Saga(Struct, frozen=True, gc=False):
             executed_at=record.executed_at,
             token=self.token(plan.name, operation),
         )
+
+
+def untouched(steps: int) -> Chunks:
+    """Return the progress of so many steps none of which has begun."""
+    starts = range(0, steps, CHUNK)
+    return tuple([tuple([*_UNTOUCHED[: steps - start]]) for start in starts])
 
 
 def rebuild(
