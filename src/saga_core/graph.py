@@ -19,15 +19,15 @@ class Handover(Struct, frozen=True, gc=False):
 
     `follower` is the position of the one that does: it waits for this step alone, and under no condition or time. None
     where no step waits. `mask` are the two. `outer` and `inner` say in which chunk the step's record is and where in
-    it; `beyond` and `place` say it of the follower's.
+    it; `beyond` and `place` say it of the follower's, or once more of the step's.
     """
 
+    follower: int | None
     mask: int
     outer: int
     inner: int
-    follower: int | None = None
-    beyond: int = -1
-    place: int = -1
+    beyond: int
+    place: int
 
 
 class Graph(Struct, frozen=True):
@@ -142,12 +142,12 @@ def _handovers(
 ) -> dict[str, Handover]:
     found: dict[str, Handover] = {}
     for position, (name, waiting) in enumerate(zip(names, dependents, strict=True)):
-        here = divmod(position, CHUNK)
+        mask, place = 1 << position, divmod(position, CHUNK)
         if not waiting:
-            found[name] = Handover(1 << position, *here)
+            found[name] = Handover(None, mask, *place, *place)
         elif len(waiting) == 1 and plain[waiting[0]] and dependencies[waiting[0]] == (position,):
             follower = waiting[0]
-            found[name] = Handover(1 << position | 1 << follower, *here, follower, *divmod(follower, CHUNK))
+            found[name] = Handover(follower, mask | 1 << follower, *place, *divmod(follower, CHUNK))
     return found
 
 

@@ -8,7 +8,7 @@ from saga_core.commands import Command, Execute
 from saga_core.draft import COMPLETED, SAGA_COMPLETED, SAGA_STARTED, STARTED, Transition
 from saga_core.events import Event, StepSucceeded
 from saga_core.machine import decide
-from saga_core.model import FIRST_ATTEMPT, Chunks, Progress, Saga
+from saga_core.model import FIRST_ATTEMPT, Progress, Saga
 from saga_core.payload import EMPTY
 
 
@@ -31,7 +31,8 @@ def transition(saga: Saga, event: Event) -> Transition:
     attempt, output, at = event.attempt, event.output, event.at
     if output == EMPTY:
         output = EMPTY  # see `draft.plain`
-    follower = handover.follower
+    follower, beyond = handover.follower, handover.beyond
+    other = chunk if beyond == outer else list(chunks[beyond])
     commands: tuple[Command, ...]
     if follower is None:  # the saga is at its end
         if saga.running != handover.mask or saga.ready or saga.stuck or plan.parent is not None:
@@ -40,23 +41,27 @@ def transition(saga: Saga, event: Event) -> Transition:
         state, ended, commands = SAGA_COMPLETED, at, ()
         running, tips = 0, saga.tips | handover.mask
     else:
-        chunk[inner] = Progress(COMPLETED, attempt, 0, output, None, at, record.met, 1)
-        beyond, place = handover.beyond, handover.place
-        other = chunk if beyond == outer else list(chunks[beyond])
-        if other[place].skip:
+        if other[handover.place].skip:
             return decide(saga, event)
-        other[place] = FIRST_ATTEMPT
-        if other is not chunk:
-            chunks = _with(chunks, beyond, other)
+        chunk[inner] = Progress(COMPLETED, attempt, 0, output, None, at, record.met, 1)
+        other[handover.place] = FIRST_ATTEMPT
         step = plan.steps[follower]
         state, ended, commands = SAGA_STARTED, None, (Execute(plan.id, step.name, step.action, 1),)
         running, tips = saga.running ^ handover.mask, saga.tips
+    if len(chunks) == 1:
+        chunks = (tuple(chunk),)
+    else:
+        changed = list(chunks)
+        changed[outer] = tuple(chunk)
+        if other is not chunk:
+            changed[beyond] = tuple(other)
+        chunks = tuple(changed)
     return Transition(
         Saga(
             plan,
             state,
             saga.revision + 1,
-            (tuple(chunk),) if len(chunks) == 1 else _with(chunks, outer, chunk),
+            chunks,
             at,
             ended,
             False,
@@ -70,9 +75,3 @@ def transition(saga: Saga, event: Event) -> Transition:
         ),
         commands,
     )
-
-
-def _with(chunks: Chunks, outer: int, chunk: list[Progress]) -> Chunks:
-    changed = list(chunks)
-    changed[outer] = tuple(chunk)
-    return tuple(changed)
