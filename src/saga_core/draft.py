@@ -28,6 +28,7 @@ class Draft(Struct, gc=False):
     plan: Plan
     state: SagaState
     progress: Chunks
+    completed_at: float | None
     suspended: bool
     asked: int
     running: int
@@ -58,6 +59,7 @@ def open_draft(saga: Saga, at: float) -> Draft:
         saga.plan,
         saga.state,
         saga.progress,
+        saga.completed_at,
         saga.suspended,
         saga.asked,
         saga.running,
@@ -77,6 +79,9 @@ def close(draft: Draft, revision: int) -> Transition:
     resting = state in RESTING
     if resting and plan.parent is not None:
         draft.commands.append(report(plan, state, draft.asked))
+    ended = at if resting else None
+    if state is SAGA_FAILED and draft.completed_at is not None:
+        ended = draft.completed_at  # it had failed before: no other rest is followed by this one
     return Transition(
         Saga(
             plan,
@@ -84,7 +89,7 @@ def close(draft: Draft, revision: int) -> Transition:
             revision,
             draft.progress,
             at,
-            at if resting else None,
+            ended,
             draft.suspended and not resting,
             draft.asked,
             draft.running,

@@ -67,8 +67,9 @@ class Saga(Struct, frozen=True, gc=False):
     """A saga at one moment. `revision` counts the events applied; times are seconds since 1970, UTC.
 
     `context`, and the inputs and outputs of `steps`, are read anew from the kept bytes each time they are asked
-    for: changing what they return changes nothing in the saga. `completed_at` is when it came to rest. `asked` is the
-    latest attempt of its parent to undo it, should it be a child.
+    for: changing what they return changes nothing in the saga. `completed_at` is when it came to rest; what
+    people do to a failed saga that leaves it failed does not count. `asked` is the latest attempt of its parent to undo
+    it, should it be a child.
 
     The last six fields follow from the others, and save looking at every step. Five are masks with a bit per step:
     `running` has been started, `undoing` is being compensated, `ready` could start and may not yet, `tips` has ended

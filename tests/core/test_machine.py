@@ -185,6 +185,33 @@ def test_a_saga_at_rest_knows_since_when(events: str) -> None:
     assert saga.completed_at == saga.updated_at == BORN + len(events_of(events))
 
 
+@pytest.mark.parametrize(
+    ("steps", "events", "event"),
+    [
+        ("p! x<p y<p", "p ok, x fails, y fails", "resolve x completed"),
+        ("p! x<p y<p", "p ok, x fails, y fails", "skip x"),
+        ("a< b< c<a+b", "a ok, b ok, c fails, undo a fails, undo b fails", "resolve a compensated"),
+    ],
+)
+def test_a_failed_saga_that_a_person_leaves_failed_says_when_it_failed(
+    steps: str, events: str, event: str
+) -> None:
+    failed = play(saga_of(steps), events).saga
+    saga = play(failed, event).saga
+    assert saga.is_failed
+    assert (saga.updated_at, saga.completed_at) == (failed.updated_at + 1, failed.updated_at)
+
+
+def test_a_failed_saga_that_is_mended_says_when_that_was() -> None:
+    for events in (
+        "p ok, x fails, skip x",
+        "p ok, x fails, resolve x completed",
+        "p ok, x fails, retry, x#2 fails",
+    ):
+        saga = play(saga_of("p! x"), events).saga
+        assert saga.completed_at == saga.updated_at == BORN + len(events_of(events))
+
+
 def test_compensating_a_step_keeps_what_its_action_returned_and_when() -> None:
     saga = play(saga_of("a b"), "a ok, b fails").saga
     for events in ("", "undo a ok", "undo a fails", "undo a fails, compensate"):

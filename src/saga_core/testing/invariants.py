@@ -122,6 +122,9 @@ def check_transition(before: Saga, event: Event, answer: Transition, shape: Shap
         return f"the revision went from {before.revision} to {after.revision}"
     if after.updated_at != event.at:
         return f"it says that it changed at {after.updated_at}, not at {event.at}"
+    came_to_rest = before.completed_at if after.state is before.state else event.at
+    if after.completed_at not in (None, came_to_rest):
+        return f"it says that it came to rest at {after.completed_at}, not at {came_to_rest}"
     row = TABLE[type(event)]
     if after.state not in row.leads.get(before.state, ()):
         return f"the table has no way from {before.state} to {after.state} by {type(event).__name__}"
@@ -181,7 +184,7 @@ def _check_rest(saga: Saga, shape: Shape, masks: Masks) -> str | None:
     names = _Names(saga)
     if active := masks[STARTED] | masks[COMPENSATING]:
         return f"the saga rests in {saga.state} while {names(active)} runs"
-    if saga.completed_at != saga.updated_at or saga.suspended:
+    if saga.completed_at is None or saga.suspended:
         return "a saga at rest must say when it came to rest, and cannot be suspended"
     if saga.state is SagaState.COMPLETED:
         if left := ~(masks[COMPLETED] | masks[SKIPPED]) & (1 << len(saga.plan.steps)) - 1:
