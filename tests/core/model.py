@@ -106,15 +106,19 @@ class Model:
 
     def tell(self, event: Event) -> bool:
         """Hear of an event, and say whether it changed anything."""
+        before = self.state
         held = set() if self.suspended else {step["name"] for step in self._free()}
         if not self._note(event):
             return False
         self.revision += 1
         self.updated_at = event.at
+        rested = self.completed_at if before == "failed" else None
         self.completed_at = None
         if isinstance(event, TimePassed | ResumeRequested):
             held = {step["name"] for step in self._free()} if self._too_early(event.at) else set()
         self._go_on(event.at, held)
+        if self.state == "failed" and rested is not None:
+            self.completed_at = rested
         return True
 
     def _note(self, event: Event) -> bool:
