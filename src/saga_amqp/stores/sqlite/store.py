@@ -206,8 +206,10 @@ class SQLiteStore:
         self._reader.open()
 
     def _close_file(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        try:
+            self._reader.close()
+        finally:
+            self._writer.close()
 
     async def _leave(self) -> None:
         if self._scope is not None:
