@@ -114,7 +114,7 @@ class PostgresStore:
         """Close; what was asked for before is done first. Shielded from cancellation."""
         await self._leave()
 
-    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+    async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """Keep a new saga, or return the one that has its key. Cancelled, it may be kept or not.
 
         Raises: SagaExistsError, StoreUnavailableError; StoreError for text that PostgreSQL cannot keep.
@@ -123,8 +123,7 @@ class PostgresStore:
         for text in (saga.name, options.key or "", *options.tags, *options.tags.values()):
             if not _can_be_kept(text):
                 raise StoreError(f"Saga {saga.id} has text that PostgreSQL cannot keep: {text[:40]!r}")
-        since = saga.updated_at if unpublished else None
-        job = Create(saga, encode_saga(saga), since)
+        job = Create(saga, encode_saga(saga), unpublished)
         return cast("Saga", await self._writes.do(job, lambda kept: self._known.keep(cast("Saga", kept))))
 
     async def load(self, saga_id: str) -> Saga:
@@ -132,16 +131,15 @@ class PostgresStore:
         job = Load(_checked(saga_id), self._known.get(saga_id))
         return cast("Saga", await self._ask(job, lambda saga: self._known.keep(cast("Saga", saga))))
 
-    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """Replace the saga, and add the event to its history. Cancelled, or unavailable, it may have happened or not.
 
         Raises: ConflictError, SagaNotFoundError, StoreUnavailableError.
         """
         snapshot = encode_saga(saga) if snapshot_due(saga) else b""
-        since = saga.updated_at if unpublished else None
         _checked(saga.id)
         await self._writes.do(
-            Append(saga, encode_event(event), snapshot, since), lambda _: self._committed(saga)
+            Append(saga, encode_event(event), snapshot, unpublished), lambda _: self._committed(saga)
         )
 
     async def delete(self, saga_id: str, *, revision: int | None = None) -> None:

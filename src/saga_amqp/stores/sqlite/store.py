@@ -89,7 +89,7 @@ class SQLiteStore:
         """Close; what was asked for before is done first. Shielded from cancellation."""
         await self._leave()
 
-    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+    async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """Keep a new saga, or return the one that has its key. Cancelled, it may have happened or not.
 
         Raises: SagaExistsError, StoreUnavailableError.
@@ -106,7 +106,7 @@ class SQLiteStore:
         """
         return await self._read(tables.load(saga_id, self._known.get(saga_id)), self._known.keep)
 
-    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """Replace the saga if nobody else did. Cancelled, it may have happened or not.
 
         Raises: ConflictError, SagaNotFoundError, StoreUnavailableError.
@@ -206,8 +206,10 @@ class SQLiteStore:
         self._reader.open()
 
     def _close_file(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        try:
+            self._reader.close()
+        finally:
+            self._writer.close()
 
     async def _leave(self) -> None:
         if self._scope is not None:
