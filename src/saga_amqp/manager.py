@@ -12,15 +12,18 @@ from anyio.abc import TaskGroup, TaskStatus
 from ulid import ULID
 
 from saga_amqp.config import Config
+from saga_amqp.connections import Dialect, adapt, adapt_async
 from saga_amqp.contracts import EVERYTHING, Page, Query, Store, Transport
 from saga_amqp.engine import Engine
-from saga_amqp.errors import ManagerError, RefusedError, TransportError
+from saga_amqp.errors import ManagerError, RefusedError, StoreError, TransportError
 from saga_amqp.execution import decide
 from saga_amqp.observer import Moment, Point
 from saga_amqp.outgoing import Outgoing
 from saga_amqp.patience import PatientStore
 from saga_amqp.reconnecting import Reconnecting
+from saga_amqp.stores.enlisting import InDatabase, enlist
 from saga_amqp.stores.looking import RUNNING, find_all
+from saga_amqp.work import Work, perform, perform_async
 from saga_core import (
     CancelRequested,
     Command,
@@ -199,9 +202,7 @@ class Manager:
         StoreUnavailableError, it may be in the store, and then goes on: a key makes it safe to start it again.
         """
         self._check_open()
-        id, secret = self._new_id(), self._new_secret()
-        saga = new_saga(name, steps, context, id=id, at=self._clock(), options=options, secret=secret)
-        self._config.check(saga.name, saga.plan.steps)
+        saga = self._new(name, steps, context, options)
         commands = outstanding(saga)
         self._observe(Point.COMMITTING, saga.id)
         stored = await self._store.create(saga, unpublished=self._outgoing.note() if commands else None)
@@ -209,6 +210,57 @@ class Manager:
             self._observe(Point.COMMITTED, saga.id)
             await self._publish(saga, commands)
         return stored
+
+    def start_in(
+        self,
+        connection: object,
+        name: str,
+        steps: Sequence[Step[Any]],
+        context: object = None,
+        *,
+        options: Options = NO_OPTIONS,
+    ) -> Saga:
+        """Start a saga inside a transaction of your own: it comes to be when that commits, or not at all.
+
+        `connection` is one of sqlite3, psycopg or SQLAlchemy (Connection or Session) to the database of the store, with
+        a transaction open. When that has committed, an engine goes on at once on PostgreSQL; on SQLite after `hint`,
+        called in the process of an engine, or else with its next sweep. It may be called in any thread.
+
+        Raises: DefinitionError, PayloadError, before anything is done; SagaExistsError; NoTransactionError,
+        UnsupportedConnectionError; StoreError, when the store is in no database, or in another kind of one; whatever
+        the driver raises.
+        """
+        self._check_open()
+        adapted = adapt(connection)
+        return perform(adapted, self._enlist(adapted.dialect, self._new(name, steps, context, options)))
+
+    async def start_in_async(
+        self,
+        connection: object,
+        name: str,
+        steps: Sequence[Step[Any]],
+        context: object = None,
+        *,
+        options: Options = NO_OPTIONS,
+    ) -> Saga:
+        """Start a saga inside a transaction of your own, as `start_in` does, on an asynchronous connection.
+
+        `connection` is one of psycopg, aiosqlite or SQLAlchemy (AsyncConnection or AsyncSession). Cancelled, it leaves
+        the transaction to its owner, who rolls it back.
+
+        Raises: as `start_in`.
+        """
+        self._check_open()
+        adapted = adapt_async(connection)
+        work = self._enlist(adapted.dialect, self._new(name, steps, context, options))
+        return await perform_async(adapted, work)
+
+    def hint(self) -> None:
+        """Have engines look at once for sagas that were started in transactions; call it when they have committed.
+
+        It reaches the engines of this process, and of others where the store has a way to.
+        """
+        self._store.hint()
 
     async def get(self, saga_id: str) -> Saga:
         """Return a saga as it stands.
@@ -337,6 +389,22 @@ class Manager:
         """
         saga = await self.get(saga_of(token))
         return (await self._apply(saga, failed(redeem(saga, token), self._clock(), failure_of(error)))).saga
+
+    def _new(self, name: str, steps: Sequence[Step[Any]], context: object, options: Options) -> Saga:
+        id, secret = self._new_id(), self._new_secret()
+        saga = new_saga(name, steps, context, id=id, at=self._clock(), options=options, secret=secret)
+        self._config.check(saga.name, saga.plan.steps)
+        return saga
+
+    def _enlist(self, dialect: Dialect, saga: Saga) -> Work[Saga]:
+        store = self._store
+        if not isinstance(store, InDatabase):
+            raise StoreError(
+                f"{type(store).__name__} is in no database, and shares no transaction; use `start`"
+            )
+        if store.tables.dialect != dialect:
+            raise StoreError(f"This connection is to {dialect}, and the store is in {store.tables.dialect}")
+        return enlist(saga, store.tables)
 
     async def _ask(self, saga: Saga, event: Event) -> Saga:
         answer = await self._apply(saga, event)

@@ -13,6 +13,7 @@ from msgspec import Raw
 from saga_amqp.contracts import Store
 from saga_amqp.errors import RefusedError
 from saga_amqp.execution import decide
+from saga_amqp.stores.enlisting import AT_ONCE
 from saga_amqp.stores.looking import RUNNING, find_all
 from saga_core import (
     CompensationFailed,
@@ -30,9 +31,6 @@ from saga_core import (
     outstanding,
 )
 from saga_core.plan import step_id
-
-# A note that is due at once: whoever finds it first publishes.
-AT_ONCE = 0.0
 
 
 class ReferenceStore:

@@ -13,8 +13,9 @@ from anyio.abc import TaskStatus
 from saga_amqp.contracts import EVERYTHING, Commit, Page, Query
 from saga_amqp.errors import StoreError
 from saga_amqp.stores.batches import Batches
+from saga_amqp.stores.enlisting import Tables
 from saga_amqp.stores.postgres.address import parse
-from saga_amqp.stores.postgres.channels import DEFAULT_SCHEMA
+from saga_amqp.stores.postgres.channels import DEFAULT_SCHEMA, hint_channel
 from saga_amqp.stores.postgres.jobs import (
     Append,
     ClaimDue,
@@ -87,6 +88,13 @@ class PostgresStore:
 
     def __repr__(self) -> str:
         return f"<PostgresStore {self._address!r}>"
+
+    @property
+    def tables(self) -> Tables:
+        """Where the tables are, for a connection of the user's own to the same database."""
+        schema = self._address.schema
+        quoted = schema.replace('"', '""')
+        return Tables("postgresql", f'"{quoted}".', hint_channel(schema))
 
     async def __aenter__(self) -> Self:
         """Connect, and see that the tables are those of this release. Cancelled, nothing stays open.

@@ -17,6 +17,7 @@ import anyio.to_thread
 from saga_amqp.contracts import EVERYTHING, Commit, Page, Query
 from saga_amqp.errors import StoreError
 from saga_amqp.stores.batches import Batches
+from saga_amqp.stores.enlisting import Tables
 from saga_amqp.stores.rows import Known, read_cursor
 from saga_amqp.stores.sqlite import looking, tables
 from saga_amqp.stores.sqlite.connection import Connection, Job, Synchronous
@@ -60,6 +61,11 @@ class SQLiteStore:
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._path}>"
+
+    @property
+    def tables(self) -> Tables:
+        """Where the tables are, for a connection of the user's own to the same file."""
+        return Tables("sqlite")
 
     async def __aenter__(self) -> Self:
         """Open the file, and make the tables in a new one. Cancelled, nothing stays open.
