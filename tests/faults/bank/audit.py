@@ -6,29 +6,31 @@ from collections.abc import Awaitable, Callable
 
 import aiormq
 import anyio
+import msgspec
 from msgspec import Struct
 
-from saga_amqp import Config, Query, Saga
-from saga_amqp.contracts import Store
-from saga_amqp.stores.looking import find_all
+from saga_amqp import Config, Saga
+from saga_amqp.contracts import EVERYTHING, Store
+from saga_amqp.stores.looking import RUNNING, find_all
 from saga_core import encode_saga, fold
 from saga_core.states import ACTIVE, RESTING
 from tests.stores.hammer import open_store
 
-from .ledger import Ledger
+from .ledger import Entry, Ledger
 from .setting import Setting
 from .transfers import ACCOUNTS, OPENING, number_of, transfer
 
 POLL_INTERVAL = 0.1
+MOST_SHOWN = 20
 
 
 class Findings(Struct):
     """What the auditor has counted, and what is wrong."""
 
-    outcomes: Counter[str]
+    outcomes: Counter[str] = msgspec.field(default_factory=Counter)
     entries: int = 0
     events: int = 0
-    balances: int = 0
+    cents: int = 0
     checked: int = 0
     wrong: list[str] = []
 
@@ -92,6 +94,17 @@ async def under_way(setting: Setting) -> int:
         return await _active(store)
 
 
+async def unfinished(setting: Setting) -> str:
+    """Describe what has not come to rest."""
+    lines: list[str] = []
+    async with open_store(setting.store) as store:
+        for saga in (await find_all(store, RUNNING))[:MOST_SHOWN]:
+            _, events = await store.history(saga.id)
+            progress = [saga.progress_of(step.name) for step in saga.steps]
+            lines += [f"{saga.id} {saga.state}, revision {saga.revision}: {progress}", f"    {events}"]
+    return "\n".join([*lines, f"ready: {await ready(setting)}"])
+
+
 async def _active(store: Store) -> int:
     count = await store.count()
     return sum(count[state] for state in ACTIVE)
@@ -99,43 +112,26 @@ async def _active(store: Store) -> int:
 
 async def audit(setting: Setting) -> Findings:
     """Compare store, ledger and queues with each other, and with what was to become of each transfer."""
-    findings = Findings(Counter())
-    ledger = Ledger(setting.ledger)
-    async with open_store(setting.store) as store:
-        sagas = await find_all(store, Query())
-        findings.outcomes.update(saga.state.value for saga in sagas)
-        _count(findings, setting, sagas)
-        for saga in sagas:
-            await _look_into(findings, store, saga)
-    by_saga: defaultdict[str, list[tuple[str, str, int | None, int]]] = defaultdict(list)
-    for saga_id, *entry in ledger.entries():
-        step, operation, account, cents = entry
-        by_saga[saga_id].append((step, operation, account, cents))
-        findings.entries += 1
-    balances = [OPENING] * ACCOUNTS
-    for saga in sagas:
-        planned = transfer(setting.seed, number_of(saga))
-        where = f"saga {saga.id} (transfer {planned.number}, {saga.state})"
-        states = [step.state for step in saga.steps]
-        findings.check(saga.state is planned.outcome, f"{where} should be {planned.outcome}")
-        findings.check(states == planned.ends, f"{where}: its steps are {states}, not {planned.ends}")
-        # This one comparison finds what ran twice, what was undone and never done, and what came in the wrong order.
-        found = by_saga.pop(saga.id, [])
-        findings.check(found == planned.entries, f"{where}: the ledger has {found}, not {planned.entries}")
-        if saga.is_completed:
-            balances[planned.source] -= planned.cents
-            balances[planned.target] += planned.cents
-    findings.check(not by_saga, f"the ledger knows sagas that the store does not: {list(by_saga)}")
-    actual = ledger.balances()
-    findings.balances = sum(actual)
-    findings.check(sum(actual) == ACCOUNTS * OPENING, f"the bank has {sum(actual)} cents")
-    findings.check(actual == balances, f"balances are {actual}, and the sagas' states say {balances}")
+    findings = await compare(setting)
     for queue, messages in (await ready(setting)).items():
         findings.check(messages == 0, f"queue {queue} has {messages} messages in the end")
     return findings
 
 
-def _count(findings: Findings, setting: Setting, sagas: list[Saga]) -> None:
+async def compare(setting: Setting) -> Findings:
+    """Compare store and ledger with each other, and with what was to become of each transfer."""
+    findings = Findings()
+    async with open_store(setting.store) as store:
+        sagas = await find_all(store, EVERYTHING)
+        for saga in sagas:
+            await _compare_history(findings, store, saga)
+    _compare_numbers(findings, setting, sagas)
+    _compare_ledger(findings, setting, sagas)
+    return findings
+
+
+def _compare_numbers(findings: Findings, setting: Setting, sagas: list[Saga]) -> None:
+    findings.outcomes.update(saga.state.value for saga in sagas)
     numbers = Counter(number_of(saga) for saga in sagas)
     twice = [number for number, count in numbers.items() if count > 1]
     missing = set(range(setting.sagas)) - set(numbers)
@@ -144,13 +140,37 @@ def _count(findings: Findings, setting: Setting, sagas: list[Saga]) -> None:
     findings.check(len(sagas) == setting.sagas, f"{len(sagas)} sagas for {setting.sagas} keys")
 
 
-async def _look_into(findings: Findings, store: Store, saga: Saga) -> None:
+async def _compare_history(findings: Findings, store: Store, saga: Saga) -> None:
     """Fold a saga's history, which has to give what is stored, bit for bit."""
     stored = await store.load(saga.id)
     origin, events = await store.history(saga.id)
     findings.events += len(events)
-    findings.check(
-        encode_saga(fold(origin, events)) == encode_saga(stored),
-        f"saga {saga.id}: its history does not lead to what is stored",
-    )
+    same = encode_saga(fold(origin, events)) == encode_saga(stored)
+    findings.check(same, f"saga {saga.id}: its history does not lead to what is stored")
     findings.check(stored.revision == len(events), f"saga {saga.id}: {len(events)} events, {stored.revision}")
+
+
+def _compare_ledger(findings: Findings, setting: Setting, sagas: list[Saga]) -> None:
+    ledger = Ledger(setting.ledger)
+    entries: defaultdict[str, list[Entry]] = defaultdict(list)
+    for saga_id, entry in ledger.entries():
+        entries[saga_id].append(entry)
+        findings.entries += 1
+    expected = [OPENING] * ACCOUNTS
+    for saga in sagas:
+        planned = transfer(setting.seed, number_of(saga))
+        where = f"saga {saga.id} (transfer {planned.number}, {saga.state})"
+        findings.check(saga.state is planned.outcome, f"{where} should be {planned.outcome}")
+        states = [step.state for step in saga.steps]
+        findings.check(states == planned.ends, f"{where}: its steps are {states}, not {planned.ends}")
+        # This finds what took effect twice, what was undone and never done, and what came in the wrong order.
+        found = entries.pop(saga.id, [])
+        findings.check(found == planned.entries, f"{where}: the ledger has {found}, not {planned.entries}")
+        if saga.is_completed:
+            expected[planned.source] -= planned.cents
+            expected[planned.target] += planned.cents
+    findings.check(not entries, f"the ledger has entries of sagas that there are not: {dict(entries)}")
+    balances = ledger.balances()
+    findings.cents = sum(balances)
+    findings.check(findings.cents == ACCOUNTS * OPENING, f"the bank has {findings.cents} cents")
+    findings.check(balances == expected, f"the balances are {balances}; by the sagas' states {expected}")

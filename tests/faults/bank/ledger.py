@@ -11,14 +11,15 @@ from typing import Any
 import psycopg
 
 from saga_amqp import Saga, Step, barrier
+from saga_core import Operation
 
 from .transfers import ACCOUNTS, OPENING, Movement, operation_of
 
 PATIENCE = 60.0
 """Seconds that a SQLite connection waits for another one's transaction."""
 
-Entry = tuple[str, str, str, int, int]
-"""Saga, step, operation, account, cents."""
+Entry = tuple[str, Operation, int, int]
+"""Step, operation, account, cents."""
 
 
 class Ledger:
@@ -71,13 +72,13 @@ class Ledger:
             rows = connection.execute("SELECT cents FROM accounts ORDER BY account").fetchall()
         return [cents for (cents,) in rows]
 
-    def entries(self) -> list[Entry]:
-        """Return every entry, in order."""
+    def entries(self) -> list[tuple[str, Entry]]:
+        """Return every entry, in order, with its saga."""
         with self._transaction() as connection:
-            rows: list[Entry] = connection.execute(
+            rows = connection.execute(
                 "SELECT saga, step, operation, account, cents FROM entries ORDER BY number"
             ).fetchall()
-        return rows
+        return [(row[0], row[1:]) for row in rows]
 
     def _run(self, connection: Any, sql: str, *values: object) -> None:
         connection.execute(sql.replace("?", "%s") if self._postgres else sql, values)

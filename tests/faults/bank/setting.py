@@ -17,12 +17,12 @@ PAUSE = 0.1
 
 
 class Setting(Struct, frozen=True):
-    """One trial: its transfers are due from `begin`, seconds since 1970, so many a second."""
+    """One trial. In the file `released` is how many of its transfers may be started by now, so many a second."""
 
     seed: int
     sagas: int
     per_second: float
-    begin: float
+    released: str
     amqp: str
     store: str
     ledger: str

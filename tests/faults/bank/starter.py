@@ -2,12 +2,12 @@
 
     python -m tests.faults.bank.starter SETTING BACKEND
 
-It tries until it succeeds, and waits for sagas to rest before it starts many more: so the load lasts while servers are
-away. It ends when every transfer is started, and those that are to be called back are being undone.
+It starts what the trial has released, and each transfer until that succeeds, but never lets too many be under way. It
+ends when all rest, and those that are to be called back are being undone.
 """
 
 import sys
-import time
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -37,19 +37,28 @@ async def carry_out(manager: Manager, transfer: Transfer, room: anyio.Semaphore)
                 await anyio.sleep(PAUSE)
 
 
+def released(setting: Setting) -> int:
+    """Return how many transfers may be started. The trial replaces the file as a whole."""
+    return int(Path(setting.released).read_text())
+
+
 async def main(setting: Setting) -> None:
     room = anyio.Semaphore(UNDER_WAY)
     async with (
         manager_for(setting, handlers(Ledger(setting.ledger))) as manager,
         anyio.create_task_group() as tasks,
     ):
+        before = released(setting)
         for transfer in transfers(setting.seed, setting.sagas):
-            due = setting.begin + transfer.number / setting.per_second
-            await anyio.sleep(max(0.0, due - time.time()))
+            # A file tells nobody that it has changed.
+            while transfer.number >= released(setting):  # noqa: ASYNC110
+                await anyio.sleep(PAUSE)
+            if transfer.number >= before:
+                await anyio.sleep(1 / setting.per_second)
             async with room:
                 pass
             tasks.start_soon(carry_out, manager, transfer, room)
-    print("all started", flush=True)
+    print("all rest", flush=True)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,11 @@ class Transfer(Struct, frozen=True):
         return ends + [StepState.PENDING] * (len(STEPS) - len(ends))
 
     @property
-    def entries(self) -> list[tuple[str, str, int | None, int]]:
+    def entries(self) -> list[tuple[str, Operation, int, int]]:
         """What the ledger has to say of it: step, operation, account and cents, in this order and nothing else."""
-        done = [(step, "execute", *self._movement(step)) for step in self.done]
+        done: list[tuple[str, Operation, int, int]] = [
+            (step, "execute", *self._movement(step)) for step in self.done
+        ]
         if self.outcome is SagaState.COMPLETED:
             return done
         return done + [(step, "compensate", account, -cents) for step, _, account, cents in reversed(done)]

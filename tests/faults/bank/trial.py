@@ -21,7 +21,7 @@ from tests.postgres import PostgreSQL
 from tests.processes import Processes
 from tests.servers import RabbitMQ
 
-from .audit import Findings, audit, come_to_rest, under_way
+from .audit import Findings, Restless, audit, come_to_rest, under_way, unfinished
 from .ledger import Ledger
 from .setting import Setting
 
@@ -35,21 +35,26 @@ Kill = Literal["engine", "all engines", "starter", "broker", "database", "stop",
 
 START_DEADLINE = 60.0
 STOP_DEADLINE = 30.0
+REST_DEADLINE = 90.0
 POLL_INTERVAL = 0.05
+MOST_SHOWN = 20
 LONGEST_ABSENCE = 1.0
 LONGEST_FREEZE = 2.5
 """Seconds, longer than commits are left alone before others publish what they caused."""
 
 
 class Load(Struct, frozen=True):
-    """How much is asked of a trial. Kills are made in random order, with pauses of random length, in seconds."""
+    """How much is asked of a trial.
+
+    Kills are made in random order. Before each one some sagas are released, so many a second, and a pause is made of
+    random length, in seconds: so there is work under way at every kill, however slow the machine.
+    """
 
     seed: int
     sagas: int
     per_second: float
     kills: dict[Kill, int]
     pauses: tuple[float, float]
-    rest_deadline: float
 
 
 class Report(Struct):
@@ -58,7 +63,6 @@ class Report(Struct):
     where: str
     seed: int
     kills: Counter[str]
-    strikes: list[str]
     runs: int
     repeats: int
     seconds: float
@@ -67,18 +71,18 @@ class Report(Struct):
     def lines(self) -> Iterator[str]:
         """Say it to people."""
         found = self.findings
-        outcomes = ", ".join(f"{count} {state}" for state, count in sorted(found.outcomes.items()))
-        kills = ", ".join(f"{kind} {count}" for kind, count in sorted(self.kills.items()))
         yield f"{self.where}: seed {self.seed}, {self.seconds:.0f} s"
-        yield f"  struck    {self.kills.total()}: {kills}"
-        yield f"  sagas     {found.outcomes.total()}: {outcomes}"
+        yield f"  struck    {tally(self.kills)}"
+        yield f"  sagas     {tally(found.outcomes)}"
         yield f"  handlers  ran {self.runs} times, {self.repeats} times again in the same attempt"
-        yield f"  ledger    {found.entries} entries, {found.balances / 100:,.2f} in all accounts"
+        yield f"  ledger    {found.entries} entries, {found.cents / 100:,.2f} in all accounts"
         yield f"  checked   {found.checked} things, with {found.events} events folded: {len(found.wrong)} wrong"
         yield from (f"  WRONG     {what}" for what in found.wrong[:MOST_SHOWN])
 
 
-MOST_SHOWN = 20
+def tally(counts: Counter[str]) -> str:
+    """Say how many there are in all, and of each kind."""
+    return f"{counts.total()}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
 class Died(Exception):
@@ -111,31 +115,35 @@ class Trial:
         self._own = own
         self._chance = random.Random(load.seed)
         self._started = 0
+        self._began = 0.0
         self._engines: list[Engine] = []
         self._starter: subprocess.Popen[bytes] | None = None
         self.kills: Counter[str] = Counter()
-        self.strikes: list[str] = []
 
     def run(self) -> None:
         """Run the load, strike at random, and let everything come to rest. Raises: Died, Restless, ServerError."""
         self._engines += [self._start_engine(backend) for backend in BACKENDS]
         self._until(lambda: all(engine.runs for engine in self._engines))
-        self._rabbit.write_down()
-        self._setting = msgspec.structs.replace(self._setting, begin=time.time())
-        self._starter = self._start_starter()
         order: list[Kill] = [kind for kind, count in self._load.kills.items() for _ in range(count)]
         self._chance.shuffle(order)
-        for kind in order:
+        self._release(0)
+        self._began = time.monotonic()
+        self._starter = self._start_starter()
+        for number, kind in enumerate(order, 1):
+            self._release(self._setting.sagas * number // len(order))
             time.sleep(self._chance.uniform(*self._load.pauses))
-            self._see_that_all_live()
+            self._until(lambda: anyio.run(under_way, self._setting) > 0)
             self._strike(kind)
-        self._until(
-            lambda: self._starter is None or self._starter.poll() is not None, self._load.rest_deadline
-        )
+        try:
+            self._until(lambda: self._starter is None or self._starter.poll() is not None, REST_DEADLINE)
+            anyio.run(come_to_rest, self._setting, REST_DEADLINE)
+        except (TimeoutError, Restless) as error:
+            raise Restless(
+                f"{error}\n{anyio.run(unfinished, self._setting)}\n{self._last_words()}"
+            ) from error
         self._see_that_all_live()
-        anyio.run(come_to_rest, self._setting, self._load.rest_deadline)
-        while self._engines:
-            self._stop(self._engines.pop())
+        self._stop(self._engines)
+        self._engines = []
 
     def findings(self) -> Findings:
         """Audit what has come of it."""
@@ -146,13 +154,8 @@ class Trial:
         logs = (log.read_text().splitlines() for log in self._own.directory.glob("engine-*.log"))
         return Counter(line for lines in logs for line in lines if line.startswith("handles "))
 
-    def last_words(self) -> str:
-        """Return the ends of what the processes have said."""
-        logs = sorted(self._own.directory.glob("*.log"))
-        return "\n".join(f"--- {log.name}\n{said(log)}" for log in logs)
-
     def _strike(self, kind: Kill) -> None:
-        began, there = time.time(), anyio.run(under_way, self._setting)
+        there, began = anyio.run(under_way, self._setting), time.monotonic()
         victim = self._chance.choice(self._engines)
         match kind:
             case "engine":
@@ -160,17 +163,16 @@ class Trial:
             case "all engines":
                 self._kill_engines(self._engines.copy())
             case "stop":
-                self._stop(victim)
+                self._stop([victim])
                 self._replace(victim)
             case "freeze":
                 self._freeze(victim)
             case "starter":
-                if self._starter is None or self._starter.poll() is not None:
-                    return
+                assert self._starter is not None
                 self._own.end(self._starter)
                 self._starter = self._start_starter()
             case "broker":
-                # What it has learnt a moment ago it forgets, and its queues with it: see there.
+                # Else it may forget its queues.
                 self._rabbit.write_down()
                 self._rabbit.kill()
                 self._be_away()
@@ -181,8 +183,8 @@ class Trial:
                 self._be_away()
                 self._postgres.restart()
         self.kills[kind] += 1
-        at, took = began - self._setting.begin, time.time() - began
-        self.strikes.append(f"{at:6.1f} s  {kind}, with {there} sagas under way; took {took:.1f} s")
+        at, took = began - self._began, time.monotonic() - began
+        print(f"    {at:5.1f} s  {kind}, with {there} sagas under way; took {took:.1f} s", flush=True)
 
     def _kill_engines(self, victims: list[Engine]) -> None:
         for victim in victims:
@@ -217,17 +219,24 @@ class Trial:
         command = [sys.executable, "-W", "error", "-m", f"tests.faults.bank.{module}", setting, backend]
         return self._own.start(command, log, os.environ | {"PYTHONPATH": str(ROOT)})
 
-    def _stop(self, engine: Engine) -> None:
-        """End an engine in an orderly way, which has to succeed."""
-        self._until(lambda: engine.runs)
-        engine.process.send_signal(signal.SIGTERM)
-        try:
-            status = engine.process.wait(STOP_DEADLINE)
-        except subprocess.TimeoutExpired:
-            raise Died(f"An engine does not end when told to.\n{said(engine.log)}") from None
-        self._own.end(engine.process)
-        if status != 0:
-            raise Died(f"An engine that was told to end did so with status {status}.\n{said(engine.log)}")
+    def _stop(self, engines: list[Engine]) -> None:
+        """End engines in an orderly way, which has to succeed."""
+        self._until(lambda: all(engine.runs for engine in engines))
+        for engine in engines:
+            engine.process.send_signal(signal.SIGTERM)
+        for engine in engines:
+            try:
+                status = engine.process.wait(STOP_DEADLINE)
+            except subprocess.TimeoutExpired:
+                raise Died(f"An engine does not end when told to.\n{said(engine.log)}") from None
+            self._own.end(engine.process)
+            if status != 0:
+                raise Died(f"An engine that was told to end did so with status {status}.\n{said(engine.log)}")
+
+    def _release(self, sagas: int) -> None:
+        new = self._own.directory / "released.new"
+        new.write_text(str(sagas))
+        new.replace(self._setting.released)
 
     def _see_that_all_live(self) -> None:
         for engine in self._engines:
@@ -237,12 +246,16 @@ class Trial:
             status, log = self._starter.returncode, self._own.directory / "starter.log"
             raise Died(f"The starter ended with status {status}.\n{said(log)}")
 
+    def _last_words(self) -> str:
+        logs = sorted(self._own.directory.glob("*.log"))
+        return "\n".join(f"--- {log.name}\n{said(log)}" for log in logs)
+
     def _until(self, condition: Callable[[], bool], seconds: float = START_DEADLINE) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             self._see_that_all_live()
             if time.monotonic() > deadline:
-                raise Died(f"The processes are not ready in time.\n{self.last_words()}")
+                raise TimeoutError(f"It takes longer than {seconds:g} s")
             time.sleep(POLL_INTERVAL)
 
 
@@ -282,7 +295,15 @@ def try_out(load: Load, rabbit: RabbitMQ, postgres: PostgreSQL | None) -> Report
     try:
         with databases(own, postgres) as (store, ledger):
             Ledger(ledger).create()
-            setting = Setting(load.seed, load.sagas, load.per_second, 0.0, rabbit.url(vhost), store, ledger)
+            setting = Setting(
+                load.seed,
+                load.sagas,
+                load.per_second,
+                f"{own.directory}/released",
+                rabbit.url(vhost),
+                store,
+                ledger,
+            )
             trial = Trial(load, setting, rabbit, postgres, own)
             trial.run()
             handled = trial.handled()
@@ -290,7 +311,6 @@ def try_out(load: Load, rabbit: RabbitMQ, postgres: PostgreSQL | None) -> Report
                 where="PostgreSQL" if postgres else "SQLite",
                 seed=load.seed,
                 kills=trial.kills,
-                strikes=trial.strikes,
                 runs=handled.total(),
                 repeats=handled.total() - len(handled),
                 seconds=time.monotonic() - began,
