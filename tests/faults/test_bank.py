@@ -1,5 +1,7 @@
 """The bank: money moves between accounts while everything is killed, and in the end not a cent is missing."""
 
+from collections import Counter
+
 from tests.postgres import PostgreSQL
 from tests.servers import RabbitMQ
 
@@ -19,7 +21,7 @@ def test_no_cent_is_lost_in_sqlite_whatever_is_killed(private_rabbitmq: RabbitMQ
     report = try_out(short(KILLS), private_rabbitmq, None)
     print(*report.lines(), sep="\n")
     assert not report.findings.wrong
-    assert report.kills == KILLS
+    assert report.kills >= Counter(KILLS)
 
 
 def test_no_cent_is_lost_in_postgresql_whatever_is_killed(
@@ -29,4 +31,4 @@ def test_no_cent_is_lost_in_postgresql_whatever_is_killed(
     report = try_out(short(kills), private_rabbitmq, private_postgres)
     print(*report.lines(), sep="\n")
     assert not report.findings.wrong
-    assert report.kills == kills
+    assert report.kills >= Counter(kills)

@@ -12,21 +12,22 @@ from collections import Counter
 from tests.postgres import PostgreSQL
 from tests.servers import RabbitMQ
 
-from .trial import Kill, Load, Report, tally, try_out
+from .report import Report, tally
+from .trial import Kill, Load, try_out
 
 ROUND = 150.0
 """Seconds that a trial lasts, about."""
 OVERHEAD = 15.0
 """Of these before and after the load."""
-SAGAS_A_SECOND = 8.0
+SAGAS_A_SECOND = 10.0
 """On the whole; after each kill so many are released that this is kept, and come faster."""
-PER_SECOND = 20.0
+PER_SECOND = 30.0
 PAUSES = (0.5, 4.0)
 EVERY = 7.0
 """Seconds from one kill to the next, with what it takes."""
 
 SHARES: dict[Kill, int] = {
-    "engine": 6, "all engines": 1, "starter": 2, "broker": 2, "database": 3, "stop": 2, "freeze": 2,
+    "engine": 6, "all engines": 1, "starter": 2, "broker": 2, "database": 3, "blackout": 1, "stop": 2, "freeze": 2,
 }  # fmt: skip
 
 

@@ -30,7 +30,9 @@ class Setting(Struct, frozen=True):
 
 def config(registry: Registry) -> Config:
     """Return the configuration of every engine, which is quick to notice what others have left behind."""
-    return Config(registries=(registry,), concurrency=16, sweep_interval=0.2, republish_after=2.0)
+    return Config(
+        registries=(registry,), concurrency=16, grace_period=3.0, sweep_interval=0.2, republish_after=2.0
+    )
 
 
 @asynccontextmanager

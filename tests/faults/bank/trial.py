@@ -23,6 +23,7 @@ from tests.servers import RabbitMQ
 
 from .audit import Findings, Restless, audit, come_to_rest, under_way, unfinished
 from .ledger import Ledger
+from .report import Report
 from .setting import Setting
 
 ROOT = Path(__file__).parents[3]
@@ -30,14 +31,17 @@ ROOT = Path(__file__).parents[3]
 BACKENDS = ("asyncio", "trio", "asyncio")
 """One engine for each."""
 
-Kill = Literal["engine", "all engines", "starter", "broker", "database", "stop", "freeze"]
-"""What is done to whom: kill -9, but for `stop`, an orderly end with SIGTERM, and `freeze`, a pause with SIGSTOP."""
+Kill = Literal["engine", "all engines", "starter", "broker", "database", "blackout", "stop", "freeze"]
+"""What is done to whom: kill -9, but for `stop`, an orderly end with SIGTERM, and `freeze`, a pause with SIGSTOP.
+
+A `blackout` is kill -9 for all of them.
+"""
 
 START_DEADLINE = 60.0
 STOP_DEADLINE = 30.0
 REST_DEADLINE = 90.0
 POLL_INTERVAL = 0.05
-MOST_SHOWN = 20
+LONGEST_AIM = 0.5
 LONGEST_ABSENCE = 1.0
 LONGEST_FREEZE = 2.5
 """Seconds, longer than commits are left alone before others publish what they caused."""
@@ -46,8 +50,8 @@ LONGEST_FREEZE = 2.5
 class Load(Struct, frozen=True):
     """How much is asked of a trial.
 
-    Kills are made in random order. Before each one some sagas are released, so many a second, and a pause is made of
-    random length, in seconds: so there is work under way at every kill, however slow the machine.
+    Kills are made in random order, with pauses of random length between them, in seconds. Before each one sagas are
+    released, so many a second: so there is work under way at every kill, however slow the machine.
     """
 
     seed: int
@@ -55,34 +59,6 @@ class Load(Struct, frozen=True):
     per_second: float
     kills: dict[Kill, int]
     pauses: tuple[float, float]
-
-
-class Report(Struct):
-    """What a trial has done, and what was found."""
-
-    where: str
-    seed: int
-    kills: Counter[str]
-    runs: int
-    repeats: int
-    seconds: float
-    findings: Findings
-
-    def lines(self) -> Iterator[str]:
-        """Say it to people."""
-        found = self.findings
-        yield f"{self.where}: seed {self.seed}, {self.seconds:.0f} s"
-        yield f"  struck    {tally(self.kills)}"
-        yield f"  sagas     {tally(found.outcomes)}"
-        yield f"  handlers  ran {self.runs} times, {self.repeats} times again in the same attempt"
-        yield f"  ledger    {found.entries} entries, {found.cents / 100:,.2f} in all accounts"
-        yield f"  checked   {found.checked} things, with {found.events} events folded: {len(found.wrong)} wrong"
-        yield from (f"  WRONG     {what}" for what in found.wrong[:MOST_SHOWN])
-
-
-def tally(counts: Counter[str]) -> str:
-    """Say how many there are in all, and of each kind."""
-    return f"{counts.total()}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
 class Died(Exception):
@@ -123,24 +99,27 @@ class Trial:
     def run(self) -> None:
         """Run the load, strike at random, and let everything come to rest. Raises: Died, Restless, ServerError."""
         self._engines += [self._start_engine(backend) for backend in BACKENDS]
-        self._until(lambda: all(engine.runs for engine in self._engines))
+        self._until(lambda: all(engine.runs for engine in self._engines), "engines do not begin")
         order: list[Kill] = [kind for kind, count in self._load.kills.items() for _ in range(count)]
         self._chance.shuffle(order)
         self._release(0)
         self._began = time.monotonic()
         self._starter = self._start_starter()
+        half = self._setting.sagas / len(order) / 2
         for number, kind in enumerate(order, 1):
-            self._release(self._setting.sagas * number // len(order))
+            self._release(round((2 * number - 1) * half))
             time.sleep(self._chance.uniform(*self._load.pauses))
-            self._until(lambda: anyio.run(under_way, self._setting) > 0)
+            self._release(round(2 * number * half))
+            self._until(lambda: anyio.run(under_way, self._setting) > 0, "no saga is under way")
+            time.sleep(self._chance.uniform(0, LONGEST_AIM))
             self._strike(kind)
         try:
-            self._until(lambda: self._starter is None or self._starter.poll() is not None, REST_DEADLINE)
+            starter = self._starter
+            self._until(lambda: starter.poll() is not None, "transfers are not carried out", REST_DEADLINE)
             anyio.run(come_to_rest, self._setting, REST_DEADLINE)
-        except (TimeoutError, Restless) as error:
-            raise Restless(
-                f"{error}\n{anyio.run(unfinished, self._setting)}\n{self._last_words()}"
-            ) from error
+        except Restless as error:
+            left = anyio.run(unfinished, self._setting)
+            raise Restless(f"{error}\n{left}\n{self._last_words()}") from error
         self._see_that_all_live()
         self._stop(self._engines)
         self._engines = []
@@ -175,13 +154,15 @@ class Trial:
                 # Else it may forget its queues.
                 self._rabbit.write_down()
                 self._rabbit.kill()
-                self._be_away()
+                self._meanwhile(victim)
                 self._rabbit.restart()
             case "database":
                 assert self._postgres is not None
                 self._postgres.kill()
-                self._be_away()
+                self._meanwhile(victim)
                 self._postgres.restart()
+            case "blackout":
+                self._black_out()
         self.kills[kind] += 1
         at, took = began - self._began, time.monotonic() - began
         print(f"    {at:5.1f} s  {kind}, with {there} sagas under way; took {took:.1f} s", flush=True)
@@ -194,6 +175,43 @@ class Trial:
         self._be_away()
         for victim in victims:
             self._replace(victim)
+
+    def _meanwhile(self, victim: Engine) -> None:
+        """Let time pass while a server is away; perhaps an engine ends, and the next one comes to find it away."""
+        kind: Kill | None = self._chance.choice(("engine", "stop", None))
+        if kind == "stop" and victim.runs:
+            self._stop([victim])
+            self._replace(victim)
+            self.kills["stop"] += 1
+        elif kind == "engine":
+            self._kill_engines([victim])
+            self.kills["engine"] += 1
+        else:
+            self._be_away()
+
+    def _black_out(self) -> None:
+        """Kill everything there is, as if the machine lost its power; then start all of it, in any order."""
+        assert self._starter is not None
+        self._rabbit.write_down()
+        for engine in self._engines:
+            os.kill(engine.process.pid, signal.SIGKILL)
+        self._rabbit.kill()
+        if self._postgres is not None:
+            self._postgres.kill()
+        self._own.end(self._starter)
+
+        def restart_engines() -> None:
+            for victim in self._engines.copy():
+                self._own.end(victim.process)
+                self._replace(victim)
+            self._starter = self._start_starter()
+
+        restarts = [self._rabbit.restart, restart_engines]
+        if self._postgres is not None:
+            restarts.append(self._postgres.restart)
+        self._chance.shuffle(restarts)
+        for restart in restarts:
+            restart()
 
     def _freeze(self, victim: Engine) -> None:
         os.kill(victim.process.pid, signal.SIGSTOP)
@@ -221,7 +239,7 @@ class Trial:
 
     def _stop(self, engines: list[Engine]) -> None:
         """End engines in an orderly way, which has to succeed."""
-        self._until(lambda: all(engine.runs for engine in engines))
+        self._until(lambda: all(engine.runs for engine in engines), "engines do not begin")
         for engine in engines:
             engine.process.send_signal(signal.SIGTERM)
         for engine in engines:
@@ -250,12 +268,12 @@ class Trial:
         logs = sorted(self._own.directory.glob("*.log"))
         return "\n".join(f"--- {log.name}\n{said(log)}" for log in logs)
 
-    def _until(self, condition: Callable[[], bool], seconds: float = START_DEADLINE) -> None:
+    def _until(self, condition: Callable[[], bool], otherwise: str, seconds: float = START_DEADLINE) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             self._see_that_all_live()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"It takes longer than {seconds:g} s")
+                raise Restless(f"For {seconds:g} s {otherwise}")
             time.sleep(POLL_INTERVAL)
 
 
