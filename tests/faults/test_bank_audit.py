@@ -23,7 +23,9 @@ DEADLINE = 30.0
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
     store, ledger = (f"sqlite://{tmp_path}/{name}.sqlite" for name in ("store", "ledger"))
-    return Setting(SEED, SAGAS, per_second=1.0, released="", amqp="", store=store, ledger=ledger)
+    return Setting(
+        SEED, SAGAS, per_second=1.0, released="", unique="bank", amqp="", store=store, ledger=ledger
+    )
 
 
 async def carry_out_all(setting: Setting) -> None:
@@ -33,7 +35,7 @@ async def carry_out_all(setting: Setting) -> None:
     with anyio.fail_after(DEADLINE):
         async with (
             SQLiteStore(setting.store.removeprefix("sqlite://")) as store,
-            Manager(MemoryTransport(), store, config(registry)) as manager,
+            Manager(MemoryTransport(), store, config(setting, registry)) as manager,
             anyio.create_task_group() as running,
         ):
             await running.start(manager.run)

@@ -2,14 +2,16 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import aiormq
+import aiormq.abc
 import anyio
 import msgspec
 from msgspec import Struct
 
-from saga_amqp import Config, Saga
+from saga_amqp import Saga
 from saga_amqp.contracts import EVERYTHING, Store
 from saga_amqp.stores.looking import RUNNING, find_all
 from saga_core import encode_saga, fold
@@ -17,7 +19,7 @@ from saga_core.states import ACTIVE, RESTING
 from tests.stores.hammer import open_store
 
 from .ledger import Entry, Ledger
-from .setting import Setting
+from .setting import Setting, config
 from .transfers import ACCOUNTS, OPENING, number_of, transfer
 
 POLL_INTERVAL = 0.1
@@ -76,14 +78,30 @@ async def _until_nothing(still: Callable[[], Awaitable[str]], deadline: float) -
 
 async def ready(setting: Setting) -> dict[str, int]:
     """Ask the broker how many messages are ready in each queue."""
-    names = Config()
+    async with _channel(setting) as channel:
+        return {
+            queue: (await channel.queue_declare(queue, passive=True)).message_count or 0
+            for queue in _queues(setting)
+        }
+
+
+async def remove_queues(setting: Setting) -> None:
+    """Remove what the trial has left on the broker."""
+    async with _channel(setting) as channel:
+        for queue in _queues(setting):
+            await channel.queue_delete(queue)
+        await channel.exchange_delete(config(setting).saga_exchange)
+
+
+def _queues(setting: Setting) -> list[str]:
+    return [queue.name for queue in config(setting).topology().queues]
+
+
+@asynccontextmanager
+async def _channel(setting: Setting) -> AsyncIterator[aiormq.abc.AbstractChannel]:
     connection = await aiormq.connect(setting.amqp)
     try:
-        channel = await connection.channel()
-        counts: dict[str, int] = {}
-        for queue in (names.step_queue, names.compensate_queue, names.dead_letter_queue):
-            counts[queue] = (await channel.queue_declare(queue, passive=True)).message_count or 0
-        return counts
+        yield await connection.channel()
     finally:
         await connection.close()
 

@@ -19,12 +19,16 @@ PAUSE = 0.1
 
 
 class Setting(Struct, frozen=True):
-    """One trial. In the file `released` is how many of its transfers may be started by now, so many a second."""
+    """One trial. In the file `released` is how many of its transfers may be started by now, so many a second.
+
+    Its exchange and queues have the name `unique` in front, as no other trial's have.
+    """
 
     seed: int
     sagas: int
     per_second: float
     released: str
+    unique: str
     amqp: str
     store: str
     ledger: str
@@ -39,10 +43,18 @@ def run(main: Callable[[Setting], Awaitable[None]]) -> None:
         anyio.run(main, setting, backend_options={"use_uvloop": loop == "uvloop"})
 
 
-def config(registry: Registry) -> Config:
+def config(setting: Setting, *registries: Registry) -> Config:
     """Return the configuration of every engine, which is quick to notice what others have left behind."""
     return Config(
-        registries=(registry,), concurrency=16, grace_period=3.0, sweep_interval=0.2, republish_after=2.0
+        saga_exchange=setting.unique,
+        step_queue=f"{setting.unique}.steps",
+        compensate_queue=f"{setting.unique}.compensate",
+        dead_letter_queue=f"{setting.unique}.dead-letter",
+        registries=registries,
+        concurrency=16,
+        grace_period=3.0,
+        sweep_interval=0.2,
+        republish_after=2.0,
     )
 
 
@@ -52,7 +64,9 @@ async def manager_for(setting: Setting, registry: Registry) -> AsyncIterator[Man
     async with AsyncExitStack() as stack:
         store = await _enter(stack, lambda: open_store(setting.store), StoreUnavailableError)
         yield await _enter(
-            stack, lambda: Manager(AmqpTransport(setting.amqp), store, config(registry)), TransportError
+            stack,
+            lambda: Manager(AmqpTransport(setting.amqp), store, config(setting, registry)),
+            TransportError,
         )
 
 

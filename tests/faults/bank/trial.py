@@ -21,7 +21,7 @@ from tests.postgres import PostgreSQL
 from tests.processes import Processes
 from tests.servers import RabbitMQ
 
-from .audit import Findings, Restless, audit, come_to_rest, under_way, unfinished
+from .audit import Findings, Restless, audit, come_to_rest, remove_queues, under_way, unfinished
 from .ledger import Ledger
 from .report import Report
 from .setting import Setting
@@ -322,35 +322,33 @@ def try_out(load: Load, rabbit: RabbitMQ, postgres: PostgreSQL | None) -> Report
     Raises: Died, Restless, ServerError.
     """
     began = time.monotonic()
-    vhost = f"bank-{ULID()}".lower()
-    rabbit.create_vhost(vhost)
     own = Processes("saga-bank-")
     try:
         with databases(own, postgres) as (store, ledger):
             Ledger(ledger).create()
             setting = Setting(
-                load.seed,
-                load.sagas,
-                load.per_second,
-                f"{own.directory}/released",
-                rabbit.url(vhost),
-                store,
-                ledger,
+                seed=load.seed,
+                sagas=load.sagas,
+                per_second=load.per_second,
+                released=f"{own.directory}/released",
+                unique=f"bank-{ULID()}".lower(),
+                amqp=rabbit.url(),
+                store=store,
+                ledger=ledger,
             )
             trial = Trial(load, setting, rabbit, postgres, own)
             trial.run()
             handled = trial.handled()
-            return Report(
-                where="PostgreSQL" if postgres else "SQLite",
-                seed=load.seed,
-                kills=trial.kills,
-                runs=handled.total(),
-                repeats=handled.total() - len(handled),
-                seconds=time.monotonic() - began,
-                findings=trial.findings(),
-            )
+            findings = trial.findings()
     finally:
         own.close()
-        if not rabbit.running:
-            rabbit.restart()
-        rabbit.delete_vhost(vhost)
+    anyio.run(remove_queues, setting)
+    return Report(
+        where="PostgreSQL" if postgres else "SQLite",
+        seed=load.seed,
+        kills=trial.kills,
+        runs=handled.total(),
+        repeats=handled.total() - len(handled),
+        seconds=time.monotonic() - began,
+        findings=findings,
+    )
