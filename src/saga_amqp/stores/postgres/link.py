@@ -20,7 +20,7 @@ from saga_amqp.stores.postgres.failures import READ_ONLY, is_collision, is_lost,
 
 Row = tuple[Any, ...]
 Connection = psycopg.Connection[Row]
-Statement = tuple[bytes, Sequence[object]]
+Statement = tuple[bytes, Sequence[object] | None]
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -34,11 +34,12 @@ PATIENCE = 5.0
 TRIES = 8
 PAUSE = 0.01
 
-# Prepared statements are planned when the tables are small, and the plans are kept while they grow. What is right for
-# large tables is no worse for small ones: by the index, one row after the other.
+# Prepared statements are planned once: planning takes longer than a lone commit. That is when the tables are small, and
+# the plans are kept while they grow. What is right for large tables is no worse for small ones: by the index, one row
+# after the other.
 SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
     ('statement_timeout', %s), ('lock_timeout', %s), ('idle_in_transaction_session_timeout', %s),
-    ('default_transaction_isolation', 'read committed'), ('jit', 'off'),
+    ('default_transaction_isolation', 'read committed'), ('jit', 'off'), ('plan_cache_mode', 'force_generic_plan'),
     ('enable_seqscan', 'off'), ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off')
 ) AS setting (name, value)"""
 
@@ -161,7 +162,8 @@ def execute(connection: Connection, statements: Sequence[Statement]) -> list[lis
 
 def _execute(connection: Connection, statement: Statement) -> "psycopg.Cursor[Row]":
     query, parameters = statement
-    return connection.execute(query, parameters, prepare=True, binary=True)
+    # What has no parameters is composed for this one time.
+    return connection.execute(query, parameters, prepare=parameters is not None, binary=True)
 
 
 def _is_alive(connection: Connection) -> bool:
