@@ -45,7 +45,11 @@ SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
 
 
 class Link:
-    """A connection to a database, whenever there is one. `timeout`: seconds that a statement may take."""
+    """A connection to a database, whenever there is one.
+
+    `timeout`: seconds that a statement may take. `process` is the number of the server's process behind the latest
+    connection.
+    """
 
     def __init__(self, address: Address, timeout: float) -> None:
         self._address = address
@@ -53,12 +57,7 @@ class Link:
         self._connection: Connection | None = None
         self._handle: socket.socket | None = None
         self._busy_since: float | None = None
-
-    @property
-    def process(self) -> int:
-        """The number of the server's process behind it, 0 where there is no connection."""
-        connection = self._connection
-        return 0 if connection is None or connection.closed else connection.pgconn.backend_pid
+        self.process = 0
 
     def answer(
         self,
@@ -120,7 +119,7 @@ class Link:
             connection = psycopg.connect("", autocommit=True, **self._address.secret)
         except psycopg.Error as error:
             raise not_reached(error, self._address) from error
-        self._connection = connection
+        self._connection, self.process = connection, connection.pgconn.backend_pid
         self._handle = socket.socket(fileno=os.dup(connection.pgconn.socket))
         try:
             timeouts = [f"{seconds * 1000:.0f}" for seconds in (self._timeout, LOCK_TIMEOUT, self._timeout)]
