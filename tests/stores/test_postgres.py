@@ -316,12 +316,12 @@ async def test_statements_go_by_the_index_also_when_planned_on_empty_tables(url:
             " FROM saga.sagas, generate_series(1, 20000) AS n WHERE id = %s",
             saga.id,
         )
-        scans = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'sagas'"
-        before = await ask(url, scans)
-        for event in (charged(), shipped()):
+        for number in range(40):
+            event = ResumeRequested("", AT) if number % 2 else SuspendRequested("", AT)
             saga = await apply(kept_in, await kept_in.load(saga.id), event)
-        await kept_in.claim_due(AT, AT, 1)
-    assert await ask(url, scans) <= before
+            await kept_in.claim_due(AT, AT, 1)
+    scans = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'sagas'"
+    assert await ask(url, scans) < 40  # a few are those of this test
 
 
 # What is asked for is done, or refused, each for itself -----------------------------------------------------------
