@@ -23,7 +23,7 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/saga demo $(ARGS)
 
-# SAGA_TEST_AMQP_URL names a RabbitMQ to use; without it the tests start a private one.
+# SAGA_TEST_AMQP_URL names a RabbitMQ to use, SAGA_TEST_POSTGRES_URL a PostgreSQL; without them the tests start private ones.
 test: $(VENV)/.installed-dev
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)

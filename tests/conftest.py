@@ -1,4 +1,4 @@
-"""What every test gets: a broker, both event loops, and a check that nothing is left running or left out.
+"""What every test gets: servers, both event loops, and a check that nothing is left running or left out.
 
 Async tests need no mark: each runs on asyncio and on trio, with `@pytest.mark.uvloop` also on asyncio with uvloop.
 A test for one of them parametrises `anyio_backend` itself and says why.
@@ -15,6 +15,8 @@ import pytest
 from hypothesis import settings
 from ulid import ULID
 
+from tests import postgres as databases
+from tests.postgres import PostgreSQL, database_server
 from tests.servers import External, RabbitMQ, broker
 
 BACKENDS: dict[str, tuple[str, dict[str, bool]]] = {
@@ -81,6 +83,46 @@ def amqp_url(rabbitmq: RabbitMQ | External) -> str:
 def unique() -> str:
     """A short prefix for names of queues and exchanges, which no other test and no other session uses."""
     return f"t{ULID()}".lower()
+
+
+# The database server ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config) -> Iterator[PostgreSQL | databases.External]:
+    """The PostgreSQL of this session: a private server, or a database of its own on the external one."""
+    with database_server() as server:
+        pytestconfig.stash[RAN_AGAINST].add(server.describe())
+        yield server
+
+
+@pytest.fixture(scope="session")
+def private_postgres_server(postgres: PostgreSQL | databases.External) -> Iterator[PostgreSQL]:
+    """The private server of this session, which is another than `postgres` only where that is external."""
+    if isinstance(postgres, PostgreSQL):
+        yield postgres
+    else:
+        with PostgreSQL() as server:
+            yield server
+
+
+@pytest.fixture
+def private_postgres(private_postgres_server: PostgreSQL) -> Iterator[PostgreSQL]:
+    """A server to kill and restart, which runs when the test begins, and again when the next one does."""
+    yield private_postgres_server
+    if not private_postgres_server.running:
+        private_postgres_server.restart()
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgreSQL | databases.External) -> Iterator[str]:
+    """The URL of a fresh, empty database, which is dropped after the test."""
+    name = f"saga_test_{ULID()}".lower()
+    postgres.create_database(name)
+    yield postgres.url(name)
+    if isinstance(postgres, PostgreSQL) and not postgres.running:
+        postgres.restart()  # the test has killed it
+    postgres.drop_database(name)
 
 
 # The event loops --------------------------------------------------------------------------------------------------
@@ -153,8 +195,8 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what the tests ran against, and complain of those that did not run."""
-    brokers = config.stash[RAN_AGAINST]
-    against = ", ".join(sorted(brokers)) or "no broker"
+    servers = config.stash[RAN_AGAINST]
+    against = ", ".join(sorted(servers)) or "no server"
     loops = ", ".join(f"{name} ({count} tests)" for name, count in sorted(config.stash[RAN_ON].items()))
     terminalreporter.write_line(f"Ran against: {against} · {loops or 'no event loop'}")
     if skipped := _skipped(config):

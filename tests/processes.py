@@ -3,14 +3,18 @@
 import atexit
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 STOP_DEADLINE = 20.0
+POLL_INTERVAL = 0.02
 
 # Each line it reads is the list of process groups that now run. Its input ends with the session, however that ends:
 # then it ends those groups and removes the directory. A second removal catches what the dying have still written.
@@ -42,9 +46,9 @@ class Processes:
         atexit.register(self.close)
 
     def start(
-        self, command: list[str], log: str, environment: Mapping[str, str]
+        self, command: list[str], log: str, environment: Mapping[str, str], *, user: str | None = None
     ) -> "subprocess.Popen[bytes]":
-        """Start a process in the directory, with its output in the file `log` there."""
+        """Start a process in the directory, with its output in the file `log` there; as root, as another `user`."""
         with (self.directory / log).open("ab") as output:
             process = subprocess.Popen(
                 command,
@@ -54,17 +58,28 @@ class Processes:
                 cwd=self.directory,
                 env=environment,
                 start_new_session=True,  # a process group of its own, and no Ctrl-C of the session's terminal
+                **_identity(user),
             )
         self._running.append(process)
         self._tell_guard()
         return process
 
     def end(self, process: "subprocess.Popen[bytes]") -> None:
-        """Kill a process that was started here, with its group, and wait until it is gone."""
+        """Kill a process that was started here, with its group and all that it has started; wait until they are gone.
+
+        Killing the group would not be enough: each process of PostgreSQL leads a session of its own.
+        """
         if process.returncode is None:  # until it was waited for, its number is nobody else's
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGSTOP)  # so that it starts no more of them meanwhile
+            family = _descendants(process.pid)
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(STOP_DEADLINE)
+            _wait_until_gone(family)
         if process in self._running:
             self._running.remove(process)
             self._tell_guard()
@@ -96,9 +111,14 @@ class Processes:
 
 
 def run(
-    command: list[str], *, environment: Mapping[str, str], deadline: float, cwd: Path | None = None
+    command: list[str],
+    *,
+    environment: Mapping[str, str],
+    deadline: float,
+    cwd: Path | None = None,
+    user: str | None = None,
 ) -> str:
-    """Run a command to its end and return what it prints.
+    """Run a command to its end, as root as another `user` if wanted, and return what it prints.
 
     Raises:
         ServerError: It fails, or takes longer than `deadline` seconds.
@@ -114,6 +134,7 @@ def run(
             text=True,
             errors="replace",
             check=False,
+            **_identity(user),
         )
     except subprocess.TimeoutExpired as error:
         raise ServerError(f"{' '.join(command)} took longer than {deadline:g} s.") from error
@@ -121,3 +142,42 @@ def run(
         words = f"{done.stdout}\n{done.stderr}".strip()
         raise ServerError(f"{' '.join(command)} failed with status {done.returncode}.\n{words[-4000:]}")
     return done.stdout
+
+
+def _identity(user: str | None) -> dict[str, Any]:
+    if user is None:
+        return {}
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have."""
+    processes = _processes()
+    found = [pid]
+    for parent in found:  # which grows meanwhile
+        found += [child for child, (of, _) in processes.items() if of == parent]
+    return found[1:]
+
+
+def _wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + STOP_DEADLINE
+    while any(not state.startswith("Z") for pid, (_, state) in _processes().items() if pid in pids):
+        if time.monotonic() > deadline:
+            raise ServerError(f"Some of the processes {pids} do not end.")
+        time.sleep(POLL_INTERVAL)
+
+
+def _processes() -> dict[int, tuple[int, str]]:
+    """Return the parent and the state of every process. Those that ended and were not waited for are in state Z."""
+    if not Path("/proc/self/stat").exists():  # on macOS; a small Linux has /proc and no ps
+        command = ["ps", "-A", "-o", "pid=,ppid=,state="]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows = (line.split() for line in listing.splitlines())
+        return {int(pid): (int(parent), state) for pid, parent, state in rows}
+    found: dict[int, tuple[int, str]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pid, _, rest = stat.read_text(errors="replace").partition(" (")
+            state, parent, *_ = rest.rpartition(") ")[2].split()  # its name may hold anything
+            found[int(pid)] = (int(parent), state)
+    return found

@@ -9,7 +9,6 @@ Everything here blocks: from an event loop, call it in a thread. This module kno
 
 import contextlib
 import os
-import random
 import shutil
 import socket
 import ssl
@@ -24,10 +23,11 @@ from urllib.parse import quote, urlsplit
 import pamqp.frame
 from pamqp.commands import Connection
 
+from tests.packages import find_or_install
+from tests.ports import HOST, free_ports
 from tests.processes import Processes, ServerError, run
 
 URL_VARIABLE = "SAGA_TEST_AMQP_URL"
-HOST = "127.0.0.1"
 
 START_DEADLINE = 120.0
 COMMAND_DEADLINE = 60.0
@@ -36,9 +36,6 @@ POLL_INTERVAL = 0.05
 PACKAGE = "rabbitmq-server"
 # The script of this name in /usr/sbin is Debian's wrapper, which changes the user and the directories.
 LIBRARY = Path("/usr/lib/rabbitmq/bin")
-
-# Below the ports that systems hand out by themselves, so that a node that was killed finds its port free.
-PORTS = range(20_000, 30_000)
 
 
 class RabbitMQ:
@@ -49,7 +46,7 @@ class RabbitMQ:
     def __init__(self) -> None:
         self.port = 0
         self.version = ""
-        self._ports = (0, 0, 0)
+        self._ports: tuple[int, ...] = (0, 0, 0)
         self._scripts = LIBRARY
         self._processes: Processes | None = None
         self._node: subprocess.Popen[bytes] | None = None
@@ -175,7 +172,7 @@ class RabbitMQ:
         (own.directory / "rabbitmq.conf").write_text(
             f"log.console = false\ncluster_name = {own.directory.name}\n"
         )
-        self._ports = _free_ports()
+        self._ports = free_ports(3)
         self.port = self._ports[0]
         # Erlang would start this by itself, shared by all nodes of a machine and with no end.
         own.start([epmd, "-address", HOST, "-port", str(self._ports[2])], "epmd.log", self._environment(own))
@@ -320,21 +317,7 @@ def ensure_rabbitmq() -> Path:
     Raises:
         ServerError: RabbitMQ is missing and cannot be installed here.
     """
-    if script := find_rabbitmq():
-        return script
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise ServerError(
-            f"RabbitMQ is not installed. Install it (on Debian and Ubuntu: apt-get install {PACKAGE}), "
-            f"or set {URL_VARIABLE} to the URL of a broker to use."
-        )
-    print(f"Installing {PACKAGE}", flush=True)
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
-    run([*apt, "update"], environment=environment, deadline=600)
-    run([*apt, "install", "-y", "--no-install-recommends", PACKAGE], environment=environment, deadline=1200)
-    if script := find_rabbitmq():
-        return script
-    raise ServerError(f"{PACKAGE} was installed, but holds no rabbitmq-server where it is looked for.")
+    return find_or_install(find_rabbitmq, product="RabbitMQ", package=PACKAGE, variable=URL_VARIABLE)
 
 
 def find_rabbitmq() -> Path | None:
@@ -376,15 +359,3 @@ def greet(host: str, port: int, *, tls: bool = False, deadline: float = 5.0) -> 
 def version_of(greeting: Mapping[str, Any]) -> str:
     """Return the version in what a broker says of itself."""
     return str(greeting.get("version", "of unknown version"))
-
-
-def _free_ports() -> tuple[int, int, int]:
-    ports: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(ports) < 3:
-            port = random.SystemRandom().choice(PORTS)
-            probe = held.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                probe.bind((HOST, port))
-                ports.append(port)
-    return ports[0], ports[1], ports[2]

@@ -15,6 +15,7 @@ import pytest
 from pamqp.commands import Basic
 
 from tests import servers
+from tests.ports import HOST, free_ports
 from tests.processes import ServerError
 from tests.servers import External, RabbitMQ, ensure_rabbitmq, greet
 
@@ -57,7 +58,7 @@ async def test_a_durable_message_survives_kill_9(private_rabbitmq: RabbitMQ, uni
     with anyio.move_on_after(DEADLINE):
         await connection.close()
     with pytest.raises(ConnectionRefusedError):
-        greet(servers.HOST, private_rabbitmq.port)
+        greet(HOST, private_rabbitmq.port)
     await anyio.to_thread.run_sync(private_rabbitmq.restart)
     assert private_rabbitmq.pid != killed
     assert private_rabbitmq.url() == url
@@ -88,7 +89,7 @@ def test_stop_leaves_no_process_and_no_file() -> None:
     wait_until(lambda: not processes_of(directory))
     assert not directory.exists()
     with pytest.raises(ConnectionRefusedError):
-        greet(servers.HOST, port)
+        greet(HOST, port)
     rabbit.stop()
 
 
@@ -117,8 +118,8 @@ def test_a_port_that_another_broker_took_meanwhile_is_not_mistaken_for_ours(
     private_rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = private_rabbitmq.port
-    choices = iter([(taken, *servers._free_ports()[1:]), servers._free_ports()])
-    monkeypatch.setattr(servers, "_free_ports", lambda: next(choices))
+    choices = iter([(taken, *free_ports(2)), free_ports(3)])
+    monkeypatch.setattr(servers, "free_ports", lambda count: next(choices))
     with RabbitMQ() as rabbit:
         assert rabbit.port != taken
 
@@ -164,7 +165,7 @@ def test_an_external_broker_is_used_and_left_alone(private_rabbitmq: RabbitMQ) -
         with pytest.raises(ServerError, match="Unset the variable"):
             refused()
     external.stop()
-    assert greet(servers.HOST, private_rabbitmq.port)
+    assert greet(HOST, private_rabbitmq.port)
 
 
 def test_a_broker_that_does_not_answer_is_named() -> None:

@@ -11,6 +11,7 @@ from ulid import ULID
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Transport
+from saga_amqp.databases import add_database_commands
 from saga_amqp.demo import order_steps, shop
 from saga_amqp.manager import Manager
 from saga_amqp.stores.memory import MemoryStore
@@ -44,7 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--backend", choices=["asyncio", "trio"], default="asyncio", help="the event loop (asyncio)"
     )
     demo.add_argument("--json", action="store_true", help="print one JSON object per saga, one line each")
+    demo.set_defaults(run=_run_demo)
+    add_database_commands(commands)
     options = parser.parse_args(arguments)
+    status: int = options.run(options)
+    return status
+
+
+def _run_demo(options: argparse.Namespace) -> int:
     if options.backend == "trio" and find_spec("trio") is None:
         print("saga: trio is not installed; install it, or use --backend asyncio", file=sys.stderr)
         return 1

@@ -14,8 +14,9 @@ from saga_core.events import (
     StepSkipped,
     StepSucceeded,
 )
-from saga_core.machine import outstanding, transition
+from saga_core.machine import outstanding
 from saga_core.model import Saga
+from saga_core.shortcut import transition
 
 
 def fold(origin: Saga, history: Iterable[Event]) -> Saga:
@@ -39,6 +40,25 @@ def consequences(origin: Saga, history: Iterable[Event], command: Command) -> tu
         saga = answer.saga
         if answer.ignored is None and _answers(event, command):
             caused = answer.commands
+    return _still(saga, caused)
+
+
+def caused_by(origin: Saga, history: Iterable[Event], revision: int) -> tuple[Command, ...]:
+    """Return the commands that the commit of a revision caused and that are still outstanding.
+
+    Revision 0 is the saga's creation. Empty when there is no such revision.
+    """
+    caused = outstanding(origin) if revision == 0 else ()
+    saga = origin
+    for event in history:
+        answer = transition(saga, event)
+        saga = answer.saga
+        if answer.ignored is None and saga.revision == revision:
+            caused = answer.commands
+    return _still(saga, caused)
+
+
+def _still(saga: Saga, caused: tuple[Command, ...]) -> tuple[Command, ...]:
     still = set(outstanding(saga))
     return tuple(one for one in caused if one in still)
 

@@ -11,6 +11,7 @@ from saga_core import (
     Report,
     SagaState,
     StartChild,
+    caused_by,
     consequences,
     fold,
 )
@@ -62,6 +63,34 @@ def test_what_comes_again_and_was_ignored_brings_back_nothing_less() -> None:
     """A history holds what was applied. Where it holds a duplicate too, that has caused nothing."""
     events = [*events_of("a ok, b ok"), event_of("b ok", BORN + 9)]
     assert shown(consequences(saga_of(FORK), events, RUN)) == "c#1, d#1"
+
+
+@pytest.mark.parametrize(
+    ("events", "revision", "caused"),
+    [
+        ("", 0, "a#1"),
+        ("a ok", 0, ""),
+        ("a ok", 1, "b#1"),
+        ("a ok, b ok", 1, ""),
+        ("a ok, b ok", 2, "c#1, d#1"),
+        ("a ok, b ok, d ok", 2, "c#1"),
+        ("a ok, b ok, d ok", 3, ""),
+        ("a ok, b ok, d ok", 4, ""),
+        ("a ok, suspend, b ok", 3, ""),
+        ("a ok, suspend, b ok, resume", 4, "c#1, d#1"),
+        ("a ok, compensate, b ok", 2, ""),
+        ("a ok, compensate, b ok", 3, "undo b#1"),
+    ],
+)
+def test_a_commit_that_nobody_published_brings_back_what_it_caused(
+    events: str, revision: int, caused: str
+) -> None:
+    assert shown(caused_by(saga_of(FORK), events_of(events), revision)) == caused
+
+
+def test_what_was_ignored_is_no_revision_of_its_own() -> None:
+    events = [*events_of("a ok"), event_of("a ok", BORN + 9)]
+    assert shown(caused_by(saga_of(FORK), events, 1)) == "b#1"
 
 
 def test_folding_starts_at_any_moment() -> None:

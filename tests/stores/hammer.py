@@ -21,6 +21,7 @@ from ulid import ULID
 
 from saga_amqp import ConflictError, SQLiteStore
 from saga_amqp.contracts import Commit, Store
+from saga_amqp.stores.postgres import PostgresStore
 from saga_amqp.testing.claims import timed
 from saga_amqp.testing.orders import AT, order, same
 from saga_core import Options, ResumeRequested, Saga, SuspendRequested, fold, transition
@@ -41,6 +42,8 @@ def open_store(url: str) -> AbstractAsyncContextManager[Store]:
     match scheme:
         case "sqlite":
             return SQLiteStore(Path(rest), busy_timeout=30.0)
+        case "postgresql":
+            return PostgresStore(url, upgrade=True)
         case _:
             raise ValueError(f"No store for {url}")
 
@@ -139,7 +142,7 @@ async def work(url: str, number: int) -> dict[str, Any]:
 
         async def claim() -> None:
             for saga in timers:
-                await store.create(saga, unpublished=True)
+                await store.create(saga, unpublished=AT)
             while claimed := await store.claim_due(AT + 1000, AT + 9000, 3):
                 due.extend(claimed)
             while commits := await store.claim_unpublished(AT + 1000, AT + 9000, 3):

@@ -44,13 +44,7 @@ class Batches(Generic[JobT, ResultT]):
 
         Raises: what `work` says; StoreError while it is not running.
         """
-        if not self._open:
-            raise StoreError("The store is not open; use it inside `async with`")
-        if not self._gathering or len(self._gathering[-1].tickets) == MOST_AT_ONCE:
-            self._gathering.append(_Batch())
-        batch, ticket = self._gathering[-1], _Ticket(job, then)
-        batch.tickets.append(ticket)
-        self._wanted.set()
+        batch, ticket = self._add(job, then)
         try:
             await batch.done.wait()
         except BaseException:
@@ -63,6 +57,11 @@ class Batches(Generic[JobT, ResultT]):
             finally:
                 del answer, ticket, batch  # they lead to the exception, which leads here
         return answer  # type: ignore[return-value]
+
+    def post(self, job: JobT) -> None:
+        """Have a job done without waiting for it. Nobody learns what becomes of it; if it is closed, nothing."""
+        if self._open:
+            self._add(job, None)
 
     async def settled(self) -> None:
         """Wait while jobs are being done that nobody waits for any more: only then can be known what they have done."""
@@ -91,6 +90,18 @@ class Batches(Generic[JobT, ResultT]):
         """Let `run` end when what is waiting is done."""
         self._open = False
         self._wanted.set()
+
+    def _add(
+        self, job: JobT, then: Callable[[ResultT], None] | None
+    ) -> "tuple[_Batch[JobT, ResultT], _Ticket[JobT, ResultT]]":
+        if not self._open:
+            raise StoreError("The store is not open; use it inside `async with`")
+        if not self._gathering or len(self._gathering[-1].tickets) == MOST_AT_ONCE:
+            self._gathering.append(_Batch())
+        batch, ticket = self._gathering[-1], _Ticket(job, then)
+        batch.tickets.append(ticket)
+        self._wanted.set()
+        return batch, ticket
 
     async def _do_all(self, batch: "_Batch[JobT, ResultT]", limiter: CapacityLimiter) -> None:
         answers: Sequence[ResultT | Exception]

@@ -1,6 +1,6 @@
 """Who waits for which saga to come to rest: woken at once by what this process does, and by looking for the rest."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import anyio
 from anyio.abc import TaskStatus
@@ -58,6 +58,11 @@ class Waiting:
         self._end(
             saga_id, error=SagaNotFoundError(f"Saga {saga_id!r} was deleted while somebody waited for it")
         )
+
+    def look_again(self, saga_ids: Iterable[str] | None = None) -> None:
+        """Let who waits for one of these sagas look whether it rests, or everybody: another process may be done."""
+        for saga_id in tuple(self._waits) if saga_ids is None else saga_ids:
+            self._end(saga_id)
 
     def close(self) -> None:
         """Let `look` end, and wake everybody with an error."""

@@ -198,6 +198,7 @@ class MemoryTransport:
     async def __aenter__(self) -> Self:
         """Open."""
         self._open = True
+        self._closed = anyio.Event()
         return self
 
     async def __aexit__(
@@ -208,7 +209,19 @@ class MemoryTransport:
 
     async def close(self) -> None:
         """Close; consumers end with their contexts."""
-        self._open = False
+        if self._open:
+            self._open = False
+            self._closed.set()
+
+    async def lost(self) -> TransportError:
+        """Wait for the end of the connection: it ends by being closed only."""
+        if self._open:
+            await self._closed.wait()
+        return TransportClosedError("The transport was closed")
+
+    def renewed(self) -> Self:
+        """Return another transport to the same broker."""
+        return type(self)(self.broker)
 
     async def declare(self, topology: Topology) -> None:
         """Create what is missing. Raises: TopologyError, TransportClosedError."""

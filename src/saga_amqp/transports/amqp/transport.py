@@ -41,7 +41,8 @@ class AmqpTransport:
     URL as well (`?heartbeat=10`) and is 60 by default. `connect_timeout` is in seconds. `buffer` is how many bytes may
     wait to be sent before `publish` waits.
 
-    A broken connection is not made again: enter a new transport. All methods belong to one event loop.
+    A broken connection is not made again: `renewed` gives another transport to enter. All methods belong to one event
+    loop.
 
     Raises: ConnectFailedError, when the URL cannot be used.
     """
@@ -55,6 +56,7 @@ class AmqpTransport:
         connect_timeout: float = 10.0,
         buffer: int = 1_048_576,
     ) -> None:
+        self._url, self._heartbeat = url, heartbeat
         self._address = parse(url, heartbeat)
         if ssl_context is not None and not self._address.tls:
             raise ConnectFailedError(
@@ -71,6 +73,7 @@ class AmqpTransport:
         self._publishing: PublishLane | None = None
         self._reopening = anyio.Lock()
         self._closed: anyio.Event | None = None
+        self._lost: anyio.Event | None = None
 
     def __repr__(self) -> str:
         return f"<AmqpTransport {self._address!r}>"
@@ -88,6 +91,7 @@ class AmqpTransport:
         if self._entered:
             raise TransportClosedError("A transport can be entered once; make a new one")
         self._entered = True
+        self._lost = anyio.Event()
         # The scope lies around the task group, so that leaving both can be shielded.
         self._scope = self._stack.enter_context(anyio.CancelScope())
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
@@ -132,6 +136,25 @@ class AmqpTransport:
                         await control.stop()
             finally:
                 self._closed.set()
+
+    async def lost(self) -> TransportError:
+        """Wait until the connection ends, and return why. Only inside the context."""
+        link, lost = self._link, self._lost
+        if link is None or lost is None:
+            return TransportClosedError("The transport is not open; use it inside `async with`")
+        await lost.wait()
+        assert link.lost is not None
+        return link.lost
+
+    def renewed(self) -> Self:
+        """Return another transport to the same broker, which is not entered yet."""
+        return type(self)(
+            self._url,
+            ssl_context=self._ssl_context,
+            heartbeat=self._heartbeat,
+            connect_timeout=self._connect_timeout,
+            buffer=self._buffer,
+        )
 
     async def declare(self, topology: Topology) -> None:
         """Create what is missing; what exists must be as asked. Cancelled, some of it may have been created.
@@ -197,7 +220,7 @@ class AmqpTransport:
                 link = self._link = Link(stream, address, self._buffer)
                 tasks.start_soon(link.run)
                 control = self._control = Control(address, link.send, self._gave_up)
-                link.on_lost = control.lose
+                link.on_lost = self._ended
                 control.start()
                 link.feed_control = control.feed
                 try:
@@ -223,6 +246,12 @@ class AmqpTransport:
                 f"{self._address.virtual_host!r}: {text}"
             )
         return ConnectFailedError(f"No connection to the broker at {self._address}: {error}")
+
+    def _ended(self, error: TransportError) -> None:
+        if self._control is not None:
+            self._control.lose(error)
+        if self._lost is not None:
+            self._lost.set()
 
     def _gave_up(self) -> None:
         link = self._link

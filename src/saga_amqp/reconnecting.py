@@ -1,0 +1,115 @@
+"""The way to the broker, which is made anew whenever it is lost: new socket, new connection, topology declared again.
+
+What was under way on a lost connection is not saved here. What was published and not confirmed fails; what was
+not acknowledged is delivered again. Both are the engine's daily bread.
+"""
+
+import logging
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from saga_amqp.backoff import pauses
+from saga_amqp.contracts import Message, Settled, Topology, Transport
+from saga_amqp.errors import ConnectionLostError, TransportClosedError, TransportError
+
+logger = logging.getLogger("saga_amqp.connection")
+
+
+class Reconnecting:
+    """A line of transports to one broker, of which at most one is open at a time."""
+
+    def __init__(self, transport: Transport, topology: Topology) -> None:
+        self._first = transport
+        self._topology = topology
+        self._current: Transport | None = None
+        self._restored = anyio.Event()
+        self._refusal: BaseException | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._ended = anyio.Event()
+        self._closing = False
+
+    async def open(self, tasks: TaskGroup) -> None:
+        """Connect, declare what is missing on the broker, and stay connected until `close`, in a task of its own.
+
+        Raises: ConnectFailedError, AuthenticationError, VirtualHostError, TopologyError; then nothing is left open.
+        """
+        await tasks.start(self._keep)
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def close(self) -> None:
+        """End the connection in an orderly way. Shielded, and bounded in time as the transport's own closing is."""
+        self._closing = True
+        if self._scope is not None:
+            self._scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await self._ended.wait()
+
+    async def restored(self) -> Transport:
+        """Wait until there is a connection, and return its transport."""
+        while self._current is None:
+            if self._scope is None or self._closing:
+                raise TransportClosedError("The connection to the broker was closed")
+            await self._restored.wait()
+        return self._current
+
+    async def declare(self) -> None:
+        """Declare what is missing on the broker once more. Raises: TopologyError, ConnectionLostError."""
+        await self._open().declare(self._topology)
+
+    async def publish(self, message: Message, settled: Settled) -> None:
+        """Send a message over the connection that there is now; see `contracts.Transport.publish`.
+
+        Raises: ConnectionLostError, also while there is none; TransportClosedError.
+        """
+        await self._open().publish(message, settled)
+
+    def _open(self) -> Transport:
+        if self._current is None:
+            if self._closing or self._scope is None:
+                raise TransportClosedError("The connection to the broker was closed")
+            raise ConnectionLostError("There is no connection to the broker; it is being made again")
+        return self._current
+
+    async def _keep(self, *, task_status: TaskStatus[None]) -> None:
+        transport, waiting = self._first, pauses()
+        try:
+            with anyio.CancelScope() as self._scope:
+                while True:
+                    try:
+                        async with transport:
+                            await transport.declare(self._topology)
+                            self._come_up(transport, task_status)
+                            waiting = pauses()
+                            error: Exception = await transport.lost()
+                            self._current = None
+                    except TransportError as failure:
+                        if not self._scope.shield:
+                            self._refusal = failure
+                            task_status.started()
+                            return
+                        error = failure
+                    if self._restored.is_set():
+                        self._restored = anyio.Event()
+                        logger.warning("The broker is gone, and will be connected to again: %s", error)
+                    else:
+                        logger.info("The broker is not back yet: %s", error)
+                    await anyio.sleep(next(waiting))
+                    transport = transport.renewed()
+        finally:
+            self._current = None
+            self._closing = True
+            self._restored.set()
+            self._ended.set()
+
+    def _come_up(self, transport: Transport, task_status: TaskStatus[None]) -> None:
+        assert self._scope is not None
+        self._current = transport
+        self._restored.set()
+        if transport is self._first:
+            # Whoever is cancelled from now on may still have something to say on the way out, and closes it then.
+            self._scope.shield = True
+            task_status.started()
+        else:
+            logger.warning("The broker is connected again")
