@@ -1,6 +1,7 @@
 """Acts: runs sagas on RabbitMQ, in the task groups of an asyncio or trio program."""
 
 from saga_amqp.config import Config
+from saga_amqp.contracts import Page, Query
 from saga_amqp.errors import (
     AuthenticationError,
     ConflictError,
@@ -9,7 +10,9 @@ from saga_amqp.errors import (
     ConsumerCancelledError,
     FrameError,
     ManagerError,
+    NoTransactionError,
     PublishError,
+    RefusedByBarrierError,
     RefusedError,
     SagaExistsError,
     SagaNotFoundError,
@@ -17,15 +20,19 @@ from saga_amqp.errors import (
     StoreError,
     StoreUnavailableError,
     TopologyError,
+    TransactionEndedError,
     TransportClosedError,
     TransportError,
     UnroutableError,
+    UnsupportedConnectionError,
     VirtualHostError,
 )
 from saga_amqp.handlers import Action, CompensationHandler, Registry, StepHandler
 from saga_amqp.manager import Manager
 from saga_amqp.observer import Moment, Observer, Point
+from saga_amqp.retention import purge, read_archived
 from saga_amqp.stores.memory import MemoryStore
+from saga_amqp.stores.reference import ReferenceStore
 from saga_amqp.stores.sqlite import SQLiteStore
 from saga_amqp.transports.amqp import AmqpTransport
 from saga_amqp.transports.memory import MemoryBroker, MemoryTransport
@@ -34,6 +41,7 @@ from saga_core import (
     Defer,
     HandlerError,
     Options,
+    PayloadError,
     RetryPolicy,
     Saga,
     SagaError,
@@ -65,10 +73,16 @@ __all__ = [
     "MemoryStore",
     "MemoryTransport",
     "Moment",
+    "NoTransactionError",
     "Observer",
     "Options",
+    "Page",
+    "PayloadError",
     "Point",
     "PublishError",
+    "Query",
+    "ReferenceStore",
+    "RefusedByBarrierError",
     "RefusedError",
     "Registry",
     "RetryPolicy",
@@ -87,9 +101,13 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "TopologyError",
+    "TransactionEndedError",
     "TransportClosedError",
     "TransportError",
     "UnroutableError",
+    "UnsupportedConnectionError",
     "VirtualHostError",
+    "purge",
+    "read_archived",
     "when",
 ]

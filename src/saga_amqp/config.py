@@ -35,7 +35,9 @@ class Config:
 
     `concurrency` is how many handlers run at once; `prefetch` how many messages of each queue the broker hands over
     ahead of their acknowledgement (None: twice the concurrency). `grace_period`, seconds, is how long `stop` lets
-    running handlers finish. With `expires`, seconds, the broker removes queues that nobody has used for that long.
+    running handlers finish. `sweep_interval`, seconds, is how often the store is searched for timers that are due and
+    for commits that nobody has published; `republish_after`, seconds, is how long whoever made such a commit has time
+    to publish it himself. With `expires`, seconds, the broker removes queues that nobody has used for that long.
     `observer` is called at every `Point`, in the event loop: it must be quick, and ends the engine when it raises.
 
     Raises: HandlerError, ValueError.
@@ -53,6 +55,8 @@ class Config:
     concurrency: int = 100
     prefetch: int | None = None
     grace_period: float = 10.0
+    sweep_interval: float = 1.0
+    republish_after: float = 10.0
     queue_kind: Literal["quorum", "classic"] = "quorum"
     expires: float | None = None
     observer: Observer | None = None
@@ -73,6 +77,8 @@ class Config:
             raise ValueError("concurrency must be at least 1, and prefetch from 1 to 65535")
         if self.grace_period < 0:
             raise ValueError("grace_period must not be negative")
+        if not (self.sweep_interval > 0 and self.republish_after > 0):
+            raise ValueError("sweep_interval and republish_after must be positive numbers of seconds")
         actions = collect(self.step_handlers, (registry.actions for registry in self.registries), "action")
         undo = collect(
             self.compensation_handlers,

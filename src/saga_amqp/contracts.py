@@ -49,8 +49,9 @@ class Store(Protocol):
     A store keeps; it never decides. Whatever it hands out is immutable, so nothing is shared by accident. Any number
     of processes may share one, unless it says otherwise. Use it as an async context manager, around the managers.
 
-    A commit that no message will bring up again, because none caused it, is noted as *unpublished* until
-    somebody says that its commands are with the broker. That is the whole outbox: a mark on the row that is there.
+    A commit that no message will bring up again, because none caused it, is noted as *unpublished* until somebody says
+    that its commands are with the broker. That is the whole outbox: a note on the row that is there anyhow. The note
+    is a moment, seconds since 1970, UTC: from then on anybody may claim the commit and publish what it caused.
 
     Every method may raise StoreUnavailableError: nothing is known to have happened, and it can be tried again.
     """
@@ -65,7 +66,7 @@ class Store(Protocol):
         """Close; what was asked for before is done first."""
         ...
 
-    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+    async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """Keep a new saga and return it; or, if one of its name has its key already, return that one as it stands.
 
         Raises: SagaExistsError.
@@ -79,7 +80,7 @@ class Store(Protocol):
         """
         ...
 
-    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """Replace the saga, and add the event to its history, if its revision is still `saga.revision - 1`.
 
         Either both happen or neither. Cancelled, it may have happened or not: load the saga to know.
@@ -130,7 +131,7 @@ class Store(Protocol):
         ...
 
     async def claim_unpublished(self, before: float, until: float, limit: int) -> Sequence[Commit]:
-        """Return commits noted as unpublished at or before a moment, oldest first, and note them anew, at `until`.
+        """Return commits whose note is at or before a moment, oldest first, and note them anew, at `until`.
 
         Who else claims gets others, as long as `before` lies before `until`.
         """

@@ -10,45 +10,64 @@ caused. So the broker's redelivery is the recovery log, and nothing is written t
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from saga_amqp.backoff import pauses
 from saga_amqp.cancellation import without_cancellation
 from saga_amqp.config import Config
-from saga_amqp.contracts import Consumer, Delivery, Query, Store, Transport
-from saga_amqp.errors import SagaNotFoundError, TransportError
+from saga_amqp.contracts import Commit, Consumer, Delivery
+from saga_amqp.errors import (
+    ConnectionLostError,
+    SagaNotFoundError,
+    TransportClosedError,
+    TransportError,
+)
 from saga_amqp.execution import Execution
 from saga_amqp.observer import Point
-from saga_amqp.outgoing import publish
-from saga_amqp.timers import Timers
-from saga_core import CodecError, Command, Saga, UnknownStepError, decode_command
-from saga_core.states import ACTIVE
+from saga_amqp.outgoing import Outgoing
+from saga_amqp.patience import PatientStore
+from saga_amqp.reconnecting import Reconnecting
+from saga_amqp.sweep import Sweep
+from saga_core import CodecError, Command, UnknownStepError, decode_command
 
 logger = logging.getLogger("saga_amqp.engine")
 
 
 class Engine:
-    """Runs handlers for the messages of one transport, in one task group, until told to stop."""
+    """Runs handlers for the messages of one broker, in one task group, until told to stop.
+
+    It outlives the connection, and the store's absence: what handlers are doing then goes on, and what they bring is
+    committed and published when that can be done again.
+    """
 
     def __init__(
-        self, transport: Transport, store: Store, config: Config, clock: Callable[[], float]
+        self,
+        broker: Reconnecting,
+        store: PatientStore,
+        config: Config,
+        clock: Callable[[], float],
+        outgoing: Outgoing,
     ) -> None:
-        self._transport = transport
-        self._store = store
+        self._broker = broker
         self._config = config
-        self._timers = Timers(clock)
-        self._execution = Execution(store, config, clock, self._timers)
+        self._sweep = Sweep(store, config, clock, fire=self._pass_time, publish=self._publish_again)
+        self.hold = self._sweep.timers.hold
+        self._execution = Execution(store, config, clock, self.hold, outgoing)
         self.observe = self._execution.observe
         self._context = copy_context()
         self._workers: TaskGroup | None = None
+        self._consumers: dict[str, Consumer] = {}
         self._busy = 0
         self._waiting: deque[InHand] = deque()
-        self._in_hand: set[InHand] = set()
+        self._in_hand: dict[Command, InHand] = {}
         self._stopping = False
+        self._ready = anyio.Event()
         self._ending = anyio.Event()
         self._idle = anyio.Event()
         self._error: BaseException | None = None
@@ -60,28 +79,24 @@ class Engine:
         back to the broker. Raises the first error, as it is: TransportError, StoreError, or what a handler or an
         observer raised that is no Exception.
         """
-        config = self._config
         try:
-            async with AsyncExitStack() as stack:
-                consumers: list[Consumer] = []
-                for queue in (config.step_queue, config.compensate_queue):
-                    consume = self._transport.consume(queue, config.messages_ahead, self._receive)
-                    consumers.append(await stack.enter_async_context(consume))
+            async with anyio.create_task_group() as consuming:
+                for queue in (self._config.step_queue, self._config.compensate_queue):
+                    consuming.start_soon(self._consume, queue)
+                await self._ready.wait()
                 async with anyio.create_task_group() as self._workers:
                     try:
-                        for consumer in consumers:
-                            self._workers.start_soon(self._watch, consumer)
-                        self._workers.start_soon(self._timers.run, self._pass_time)
-                        for saga in (await self._store.find(Query(states=ACTIVE), limit=1_000_000)).sagas:
-                            self._timers.hold(saga)
+                        self._workers.start_soon(self._sweep.run)
                         self._start_workers()
                         task_status.started()
                         await self._ending.wait()
                         if self._error is None:
-                            await self._finish(consumers)
+                            await self._finish()
                     finally:
                         self._stopping = True
                     self._workers.cancel_scope.cancel()
+                # Only now, so that what was acknowledged is sent, and the broker takes back the rest.
+                consuming.cancel_scope.cancel()
         finally:
             self._in_hand.clear()
             if self._error is not None and not isinstance(self._error, Exception):
@@ -89,51 +104,83 @@ class Engine:
         if self._error is not None:
             raise self._error
 
-    def hold(self, saga: Saga) -> None:
-        """Remember when time will next change something in a saga."""
-        self._timers.hold(saga)
-
     def stop(self) -> None:
         """Begin to stop: `run` returns when what is in hand is done, or the grace period is over."""
         self._stopping = True
+        self._ready.set()
         self._ending.set()
 
     def fail(self, error: BaseException) -> None:
         """End with an error. The first one counts, but KeyboardInterrupt and its like outrank any other."""
         if self._error is None or (isinstance(self._error, Exception) and not isinstance(error, Exception)):
             self._error = error
-        self._stopping = True
-        self._ending.set()
+        self.stop()
         self._idle.set()
         if self._workers is not None:
             self._workers.cancel_scope.cancel()
 
-    async def _finish(self, consumers: Sequence[Consumer]) -> None:
+    async def _finish(self) -> None:
         with anyio.move_on_after(self._config.grace_period):
-            try:
-                for consumer in consumers:
+            for consumer in list(self._consumers.values()):
+                with suppress(TransportError):  # the broker takes back what its consumer has lost
                     await consumer.cancel()
-            except TransportError as error:
-                self.fail(error)
             # Only now: given back earlier, they would be handed to this very consumer again.
             while self._waiting:
                 self._waiting.pop().give_back()
             if self._in_hand:
                 await self._idle.wait()
 
-    async def _watch(self, consumer: Consumer) -> None:
-        self.fail(await consumer.failed())
+    async def _consume(self, queue: str) -> None:
+        """Take messages from a queue, and begin anew whenever the subscription breaks."""
+        waiting = pauses()
+        while True:
+            try:
+                transport = await self._broker.restored()
+                receive = partial(self._receive, queue)
+                async with transport.consume(queue, self._config.messages_ahead, receive) as consumer:
+                    self._consumers[queue] = consumer
+                    if len(self._consumers) == 2:
+                        self._ready.set()
+                    waiting = pauses()
+                    error = await consumer.failed()
+            except TransportClosedError as failure:
+                self.fail(failure)
+                return
+            except TransportError as failure:
+                error = failure
+            self._consumers.pop(queue, None)
+            for work in [one for one in self._waiting if one.queue == queue]:
+                self._waiting.remove(work)
+                work.give_back()
+            logger.warning("Queue %r cannot be consumed from, and will be tried again: %s", queue, error)
+            await anyio.sleep(next(waiting))
+            with suppress(TransportError):
+                await self._broker.declare()  # the queue may have been deleted
 
     async def _pass_time(self, saga_id: str) -> None:
+        await self._or_fail(self._execution.pass_time(saga_id))
+
+    async def _publish_again(self, commit: Commit) -> None:
+        await self._or_fail(self._execution.publish_again(commit))
+
+    async def _or_fail(self, doing: Awaitable[None]) -> None:
         try:
-            commands = await self._execution.pass_time(saga_id)
-            await publish(self._transport, self._config, commands)
+            await doing
         except Exception as error:
             self.fail(error)
 
-    def _receive(self, delivery: Delivery) -> None:
-        work = InHand(self, delivery)
-        self._in_hand.add(work)
+    def _receive(self, queue: str, delivery: Delivery) -> None:
+        try:
+            command = decode_command(delivery.body)
+        except CodecError as error:
+            logger.error("Message %s goes to the dead letters: %s", delivery.message_id, error)
+            delivery.reject(requeue=False)
+            return
+        if (work := self._in_hand.get(command)) is not None:
+            # Its connection was lost, or it was published twice. One of them is done, and both are acknowledged.
+            work.deliveries.append(delivery)
+            return
+        work = self._in_hand[command] = InHand(self, queue, command, delivery)
         self._waiting.append(work)
         self._start_workers()
 
@@ -173,52 +220,75 @@ class Engine:
             work.give_back()
 
     async def _process(self, work: "InHand") -> None:
+        command = work.command
         try:
-            work.command = command = decode_command(work.delivery.body)
             self.observe(Point.RECEIVED, command.saga, command)
             commands = await self._execution.settle(command)
-        except (CodecError, SagaNotFoundError, UnknownStepError) as error:
-            logger.error("Message %s goes to the dead letters: %s", work.delivery.message_id, error)
+        except (SagaNotFoundError, UnknownStepError) as error:
+            message_id = work.deliveries[0].message_id
+            logger.error("Message %s goes to the dead letters: %s", message_id, error)
             work.dead_letter()
             return
         work.unconfirmed = len(commands)
         if not commands:
             work.acknowledge()
-        for one in commands:
-            await self._transport.publish(self._config.message(one), work.settled)
+            return
+        self.observe(Point.PUBLISHING, command.saga, command)
+        try:
+            for one in commands:
+                await self._broker.publish(self._config.message(one), work.settled)
+        except ConnectionLostError as error:
+            work.settled(error)
+
+    def publish_later(self, work: "InHand") -> None:
+        """Give a message back, for what it has caused could not be published; when it comes again, that is.
+
+        Not at once: as long as a transport does not know yet that it is lost, it would come again at once as well.
+        """
+        if self._workers is None or self._stopping:
+            work.give_back()
+        else:
+            self._context.copy().run(self._workers.start_soon, self._give_back_later, work)
+
+    async def _give_back_later(self, work: "InHand") -> None:
+        await anyio.sleep(next(pauses()))
+        work.give_back()
 
     def let_go(self, work: "InHand") -> bool:
         """Note that a message leaves our hands, and say whether it was still in them."""
-        if work not in self._in_hand:
+        if self._in_hand.get(work.command) is not work:
             return False
-        self._in_hand.remove(work)
+        del self._in_hand[work.command]
         if self._stopping and not self._in_hand:
             self._idle.set()
         return True
 
 
 class InHand:
-    """One message from its arrival until it is acknowledged or given back."""
+    """One message from its arrival until it is acknowledged or given back; as often as it was delivered."""
 
-    __slots__ = ("_engine", "command", "delivery", "unconfirmed")
+    __slots__ = ("_engine", "command", "deliveries", "queue", "unconfirmed")
 
-    def __init__(self, engine: Engine, delivery: Delivery) -> None:
+    def __init__(self, engine: Engine, queue: str, command: Command, delivery: Delivery) -> None:
         self._engine = engine
-        self.delivery: Delivery = delivery
-        self.command: Command | None = None
+        self.queue = queue
+        self.command = command
+        self.deliveries = [delivery]
         self.unconfirmed = 0
 
     def __str__(self) -> str:
-        return str(self.command or self.delivery.message_id)
+        return str(self.command)
 
     def settled(self, error: TransportError | None) -> None:
         """Take the outcome of one publish; the last good one acknowledges the message."""
+        if isinstance(error, ConnectionLostError):
+            self._engine.publish_later(self)
+            return
         if error is not None:
             self._engine.fail(error)
             return
         try:
-            if self.command is not None:
-                self._engine.observe(Point.PUBLISHED, self.command.saga, self.command)
+            self._engine.observe(Point.PUBLISHED, self.command.saga, self.command)
             self.unconfirmed -= 1
             if self.unconfirmed == 0:
                 self.acknowledge()
@@ -227,17 +297,20 @@ class InHand:
 
     def acknowledge(self) -> None:
         """Tell the broker that the message is done with."""
+        self._engine.observe(Point.ACKNOWLEDGING, self.command.saga, self.command)
         if self._engine.let_go(self):
-            self.delivery.acknowledge()
-            if self.command is not None:
-                self._engine.observe(Point.ACKNOWLEDGED, self.command.saga, self.command)
+            for delivery in self.deliveries:
+                delivery.acknowledge()
+            self._engine.observe(Point.ACKNOWLEDGED, self.command.saga, self.command)
 
     def give_back(self) -> None:
         """Have the message delivered again, here or elsewhere."""
         if self._engine.let_go(self):
-            self.delivery.reject(requeue=True)
+            for delivery in self.deliveries:
+                delivery.reject(requeue=True)
 
     def dead_letter(self) -> None:
         """Have the message put where a person can look at it."""
         if self._engine.let_go(self):
-            self.delivery.reject(requeue=False)
+            for delivery in self.deliveries:
+                delivery.reject(requeue=False)

@@ -1,6 +1,6 @@
 """What can go wrong outside the core: stores, transports, handlers, the manager's own life cycle."""
 
-from saga_core.errors import SagaError
+from saga_core.errors import SagaError, StepError
 
 
 class StoreError(SagaError):
@@ -77,3 +77,19 @@ class ManagerError(SagaError):
 
 class RefusedError(SagaError):
     """A saga is in no state to do what was asked of it; the message says why."""
+
+
+class UnsupportedConnectionError(SagaError):
+    """This is no database connection that can be worked on: of an unknown driver, or to an unknown database."""
+
+
+class NoTransactionError(SagaError):
+    """A connection commits every statement by itself, and no transaction is open."""
+
+
+class TransactionEndedError(SagaError):
+    """Work under the barrier has ended the transaction that it was to be recorded in, so nobody knows what it did."""
+
+
+class RefusedByBarrierError(StepError):
+    """An action arrived after its compensation, and was not run."""

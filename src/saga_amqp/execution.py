@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
 
 from saga_amqp.cancellation import without_cancellation
 from saga_amqp.config import Config
-from saga_amqp.contracts import Store
+from saga_amqp.contracts import Commit, Store
 from saga_amqp.errors import ConflictError, SagaExistsError, SagaNotFoundError
 from saga_amqp.observer import Moment, Point
-from saga_amqp.timers import Timers
+from saga_amqp.outgoing import Outgoing
+from saga_amqp.patience import PatientStore
 from saga_core import (
     CancelRequested,
     ChildRested,
@@ -29,6 +31,7 @@ from saga_core import (
     Transition,
     answer_event,
     awaits,
+    caused_by,
     child_saga,
     consequences,
     failure_event,
@@ -41,8 +44,18 @@ from saga_core import (
 logger = logging.getLogger("saga_amqp.engine")
 
 
-async def decide(store: Store, saga: Saga, event: Event) -> Transition:
-    """Apply an event and commit the result; where somebody else was first, decide anew on what they left.
+async def decide(
+    store: Store | PatientStore,
+    saga: Saga,
+    event: Event,
+    *,
+    note: Callable[[], float] | None = None,
+    committing: Callable[[], None] = lambda: None,
+) -> Transition:
+    """Apply an event and commit it; where somebody else was first, decide anew on what they left.
+
+    `note` gives the note of a commit that no message causes, and that has something to publish. `committing` is called
+    before each try.
 
     Raises: SagaNotFoundError, StoreError. Cancelled, the commit may have happened or not.
     """
@@ -51,8 +64,11 @@ async def decide(store: Store, saga: Saga, event: Event) -> Transition:
         if answer.ignored is not None:
             logger.debug("Ignored: %s", answer.ignored)
             return answer
+        committing()
         try:
-            await store.commit(answer.saga, event)
+            await store.commit(
+                answer.saga, event, unpublished=note() if note is not None and answer.commands else None
+            )
         except ConflictError:
             saga = await store.load(saga.id)
         else:
@@ -62,20 +78,28 @@ async def decide(store: Store, saga: Saga, event: Event) -> Transition:
 class Execution:
     """Does what commands ask for, on one store with one set of handlers."""
 
-    def __init__(self, store: Store, config: Config, clock: Callable[[], float], timers: Timers) -> None:
+    def __init__(
+        self,
+        store: PatientStore,
+        config: Config,
+        clock: Callable[[], float],
+        hold: Callable[[Saga], None],
+        outgoing: Outgoing,
+    ) -> None:
         self._store = store
         self._config = config
         self._clock = clock
-        self._timers = timers
+        self._hold = hold
+        self._outgoing = outgoing
         self._observe = config.observer
 
     async def settle(self, command: Command) -> Sequence[Command]:
         """Bring a command's result into the store, and return what has to be published before it is acknowledged.
 
-        Raises: SagaNotFoundError, UnknownStepError, StoreError.
+        Raises: SagaNotFoundError, UnknownStepError, StoreError, TransportError.
         """
         saga = await self._store.load(command.saga)
-        self._timers.hold(saga)
+        self._hold(saga)
         if isinstance(command, StartChild):
             return await self._start_child(saga, command)
         if isinstance(command, CompensateChild):
@@ -87,26 +111,52 @@ class Execution:
                 )
             else:
                 event = await self._run_handler(saga, command)
+            if isinstance(event, TimePassed):
+                await self._commit_alone(saga, event, command)
+                return ()
             answer = await self._commit(saga, event, command)
             if answer.ignored is None:
                 return answer.commands
         origin, events = await self._store.history(command.saga)
         return consequences(origin, events, command)
 
-    async def pass_time(self, saga_id: str) -> Sequence[Command]:
-        """Do what is due in a saga, and return what has to be published; nothing if the saga is gone."""
-        try:
-            answer = await self._commit(await self._store.load(saga_id), TimePassed(self._clock()), None)
-        except SagaNotFoundError:
-            return ()
-        return answer.commands
+    async def pass_time(self, saga_id: str) -> None:
+        """Do what is due in a saga, and publish what comes of it; nothing if the saga is gone.
 
-    async def _commit(self, saga: Saga, event: Event, command: Command | None) -> Transition:
-        answer = await decide(self._store, saga, event)
-        self._timers.hold(answer.saga)
+        Raises: StoreError, TransportError.
+        """
+        with suppress(SagaNotFoundError):
+            await self._commit_alone(await self._store.load(saga_id), TimePassed(self._clock()), None)
+
+    async def publish_again(self, commit: Commit) -> None:
+        """Publish what a commit has caused and is still outstanding; nothing if the saga is gone.
+
+        Raises: StoreError, TransportError.
+        """
+        with suppress(SagaNotFoundError):
+            origin, events = await self._store.history(commit[0])
+            await self._outgoing.publish(commit, caused_by(origin, events, commit[1]))
+
+    async def _commit(
+        self, saga: Saga, event: Event, command: Command | None, *, note: Callable[[], float] | None = None
+    ) -> Transition:
+        answer = await decide(
+            self._store,
+            saga,
+            event,
+            note=note,
+            committing=lambda: self.observe(Point.COMMITTING, saga.id, command),
+        )
+        self._hold(answer.saga)
         if answer.ignored is None:
             self.observe(Point.COMMITTED, saga.id, command)
         return answer
+
+    async def _commit_alone(self, saga: Saga, event: Event, command: Command | None) -> None:
+        """Commit what no message would bring up again, and publish what comes of it."""
+        answer = await self._commit(saga, event, command, note=self._outgoing.note)
+        if answer.commands:
+            await self._outgoing.publish((saga.id, answer.saga.revision), answer.commands)
 
     async def _start_child(self, parent: Saga, command: StartChild) -> Sequence[Command]:
         if awaits(parent, command):
@@ -128,7 +178,7 @@ class Execution:
             await self._store.create(child)
         except SagaExistsError:
             child = await self._store.load(command.child)
-        self._timers.hold(child)
+        self._hold(child)
         return child
 
     async def _compensate_child(self, parent: Saga, command: CompensateChild) -> Sequence[Command]:
@@ -140,9 +190,10 @@ class Execution:
             child = None
         while True:
             about, event = order_to_undo(parent, child, command, self._clock())
-            answer = await self._commit(about, event, command)
             if about is not child:
-                return answer.commands
+                await self._commit_alone(about, event, command)
+                return ()
+            answer = await self._commit(about, event, command)
             if answer.ignored is None or not answer.saga.past_pivot:
                 return outstanding(answer.saga)
             child = answer.saga  # it went past its pivot before it could be told

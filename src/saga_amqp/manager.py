@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -11,12 +11,15 @@ from anyio.abc import TaskStatus
 from ulid import ULID
 
 from saga_amqp.config import Config
-from saga_amqp.contracts import Query, Store, Transport
-from saga_amqp.engine import Engine
-from saga_amqp.errors import ManagerError, RefusedError, TransportError
+from saga_amqp.connections import Dialect, adapt, adapt_async
+from saga_amqp.contracts import EVERYTHING, Page, Query, Store, Transport
+from saga_amqp.errors import RefusedError, StoreError, TransportError
 from saga_amqp.execution import decide
+from saga_amqp.lifecycle import Lifecycle
 from saga_amqp.observer import Moment, Point
-from saga_amqp.outgoing import publish
+from saga_amqp.stores.enlisting import InDatabase, enlist
+from saga_amqp.stores.looking import RUNNING, find_all
+from saga_amqp.work import Work, perform, perform_async
 from saga_core import (
     CancelRequested,
     Command,
@@ -26,6 +29,7 @@ from saga_core import (
     ResumeRequested,
     RetryRequested,
     Saga,
+    SagaState,
     SkipRequested,
     Step,
     StepResolved,
@@ -41,9 +45,6 @@ from saga_core import (
     succeeded,
 )
 from saga_core.options import NO_OPTIONS
-from saga_core.states import ACTIVE
-
-RUNNING = Query(states=ACTIVE)
 
 
 def _new_id() -> str:
@@ -57,14 +58,17 @@ def _new_secret() -> str:
 class Manager:
     """Starts and watches sagas, and runs their handlers while `run` runs.
 
-    Use it as an async context manager: entering connects the transport and declares the topology, leaving closes
-    it. A transport belongs to one manager. `clock` gives seconds since 1970, UTC; `new_id` gives ULIDs;
-    `new_secret` what makes the tokens of deferred steps unguessable.
+    Use it as an async context manager, inside that of its store: entering connects the transport and declares the
+    topology, leaving closes it. A connection that is lost is made again. A transport belongs to one manager; without
+    one (None) the manager works on the store alone, and leaves publishing to the engines that share it.
+
+    `clock` gives seconds since 1970, UTC; `new_id` gives ULIDs; `new_secret` what makes the tokens of deferred steps
+    unguessable.
     """
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Transport | None,
         store: Store,
         config: Config,
         *,
@@ -72,15 +76,13 @@ class Manager:
         new_id: Callable[[], str] = _new_id,
         new_secret: Callable[[], str] = _new_secret,
     ) -> None:
-        self._transport = transport
+        self._life = Lifecycle(transport, store, config, clock)
+        self._outgoing = self._life.outgoing
         self._store = store
         self._config = config
         self._clock = clock
         self._new_id = new_id
         self._new_secret = new_secret
-        self._engine: Engine | None = None
-        self._ended = anyio.Event()
-        self._life = "new"
 
     async def __aenter__(self) -> Self:
         """Connect, and declare what is missing on the broker.
@@ -88,51 +90,31 @@ class Manager:
         Raises: ConnectFailedError, AuthenticationError, VirtualHostError, TopologyError; ManagerError when entered
         a second time.
         """
-        if self._life != "new":
-            raise ManagerError(f"This manager is {self._life}; make a new one")
-        await self._transport.__aenter__()
-        try:
-            await self._transport.declare(self._config.topology())
-        except BaseException as error:
-            await self._transport.__aexit__(type(error), error, error.__traceback__)
-            raise
-        self._life = "open"
+        await self._life.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close, as `close` does."""
-        try:
-            await self.close()
-        finally:
-            await self._transport.__aexit__(kind, error, trace)
+        await self._life.leave()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run handlers for arriving messages until `stop`; meant for `await task_group.start(manager.run)`.
 
         Cancelled, it ends at once: running handlers are cancelled, and their messages are delivered again.
 
-        Raises: ManagerError when it is running already; ConnectionLostError and other TransportErrors; StoreError.
+        Raises: ManagerError when it is running already, or has no transport; TransportError, StoreError, but not for a
+        broker or a store that is away: it waits for them.
         """
-        self._check_open()
-        if self._engine is not None:
-            raise ManagerError("This manager is running already; one manager runs one engine at a time")
-        self._engine = engine = Engine(self._transport, self._store, self._config, self._clock)
-        self._ended = anyio.Event()
-        try:
-            await engine.run(task_status)
-        finally:
-            self._engine = None
-            self._ended.set()
+        await self._life.run(task_status)
 
     def stop(self) -> None:
         """Stop `run` in an orderly way: no new messages, and the grace period for running handlers.
 
         Returns at once; `run` returns when it is done. Does nothing when nothing runs.
         """
-        if self._engine is not None:
-            self._engine.stop()
+        self._life.stop()
 
     async def close(self) -> None:
         """Stop `run` and wait for its end, then close the transport. Any later call raises ManagerError.
@@ -140,13 +122,7 @@ class Manager:
         Until then running handlers may still use the manager. Leaving the context does the same. Cancelled, it closes
         without waiting.
         """
-        try:
-            if self._engine is not None:
-                self.stop()
-                await self._ended.wait()
-        finally:
-            self._life = "closed"
-            await self._transport.close()
+        await self._life.close()
 
     async def start(
         self,
@@ -158,44 +134,115 @@ class Manager:
     ) -> Saga:
         """Start a saga: store it, publish its first steps, and return it once the broker has confirmed that.
 
-        `context` is a dict, Struct or dataclass that all steps can read.
+        `context` is a dict, Struct or dataclass that all steps can read. With a key in `options` it is started once:
+        who does so again gets the saga that is there. While the broker is away the saga is returned as soon as it is
+        stored, and goes on when the broker is back.
 
-        Raises: DefinitionError and PayloadError, before anything is done; StoreError; TransportError, after which the
-        saga is in the store and its first step may not have been published. Cancelled, either may be so.
+        Raises: DefinitionError and PayloadError, before anything is done; StoreError; PublishError, after which the
+        saga is in the store, and a sweep will try to publish its first step again. Cancelled, or after
+        StoreUnavailableError, it may be in the store, and then goes on: a key makes it safe to start it again.
         """
-        self._check_open()
-        id, secret = self._new_id(), self._new_secret()
-        saga = new_saga(name, steps, context, id=id, at=self._clock(), options=options, secret=secret)
-        self._config.check(saga.name, saga.plan.steps)
-        saga = await self._store.create(saga)
-        self._observe(Point.COMMITTED, saga.id)
-        await self._publish(saga, outstanding(saga))
-        return saga
+        self._life.check_open()
+        saga = self._new(name, steps, context, options)
+        commands = outstanding(saga)
+        self._observe(Point.COMMITTING, saga.id)
+        stored = await self._store.create(saga, unpublished=self._outgoing.note() if commands else None)
+        if stored.id == saga.id:
+            self._observe(Point.COMMITTED, saga.id)
+            await self._publish(saga, commands)
+        return stored
+
+    def start_in(
+        self,
+        connection: object,
+        name: str,
+        steps: Sequence[Step[Any]],
+        context: object = None,
+        *,
+        options: Options = NO_OPTIONS,
+    ) -> Saga:
+        """Start a saga inside a transaction of your own: it comes to be when that commits, or not at all.
+
+        `connection` is one of sqlite3, psycopg or SQLAlchemy (Connection or Session) to the database of the store, with
+        a transaction open. When that has committed, an engine goes on at once on PostgreSQL; on SQLite after `hint`,
+        called in the process of an engine, or else with its next sweep. It may be called in any thread.
+
+        Raises: DefinitionError, PayloadError, before anything is done; SagaExistsError; NoTransactionError,
+        UnsupportedConnectionError; StoreError, when the store is in no database, or in another kind of one; whatever
+        the driver raises.
+        """
+        self._life.check_open()
+        adapted = adapt(connection)
+        return perform(adapted, self._enlist(adapted.dialect, self._new(name, steps, context, options)))
+
+    async def start_in_async(
+        self,
+        connection: object,
+        name: str,
+        steps: Sequence[Step[Any]],
+        context: object = None,
+        *,
+        options: Options = NO_OPTIONS,
+    ) -> Saga:
+        """Start a saga inside a transaction of your own, as `start_in` does, on an asynchronous connection.
+
+        `connection` is one of psycopg, aiosqlite or SQLAlchemy (AsyncConnection or AsyncSession). Cancelled, it leaves
+        the transaction to its owner, who rolls it back.
+
+        Raises: as `start_in`.
+        """
+        self._life.check_open()
+        adapted = adapt_async(connection)
+        work = self._enlist(adapted.dialect, self._new(name, steps, context, options))
+        return await perform_async(adapted, work)
+
+    def hint(self) -> None:
+        """Have engines look at once for sagas that were started in transactions; call it when they have committed.
+
+        It reaches the engines of this process, and of others where the store has a way to.
+        """
+        self._store.hint()
 
     async def get(self, saga_id: str) -> Saga:
         """Return a saga as it stands.
 
         Raises: SagaNotFoundError.
         """
-        self._check_open()
+        self._life.check_open()
         return await self._store.load(saga_id)
 
     async def list_active(self) -> Sequence[Saga]:
         """Return the sagas that are started or compensating, oldest first."""
-        self._check_open()
-        found: list[Saga] = []
-        page = await self._store.find(RUNNING)
-        while page.cursor is not None:
-            found += page.sagas
-            page = await self._store.find(RUNNING, cursor=page.cursor)
-        return [*found, *page.sagas]
+        self._life.check_open()
+        return await find_all(self._store, RUNNING)
+
+    async def find(self, query: Query = EVERYTHING, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """Return the first sagas that a query finds, oldest first, or those after a cursor.
+
+        Raises: StoreError.
+        """
+        self._life.check_open()
+        return await self._store.find(query, limit=limit, cursor=cursor)
+
+    async def count(self) -> Mapping[SagaState, int]:
+        """Return how many sagas there are in each state. Raises: StoreError."""
+        self._life.check_open()
+        return await self._store.count()
+
+    async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
+        """Return a saga as created, and every event committed since, in order. Each has its time, `at`.
+
+        Raises: SagaNotFoundError, StoreError.
+        """
+        self._life.check_open()
+        return await self._store.history(saga_id)
 
     async def wait(self, saga_id: str) -> Saga:
         """Wait until a saga is completed, compensated or failed, and return it. Cancel it at any time.
 
         Raises: SagaNotFoundError.
         """
-        self._check_open()
+        self._life.check_open()
         return await self._store.rested(saga_id)
 
     async def compensate(self, saga_id: str, *, reason: str = "asked for", by: str = "") -> Saga:
@@ -284,6 +331,22 @@ class Manager:
         saga = await self.get(saga_of(token))
         return (await self._apply(saga, failed(redeem(saga, token), self._clock(), failure_of(error)))).saga
 
+    def _new(self, name: str, steps: Sequence[Step[Any]], context: object, options: Options) -> Saga:
+        id, secret = self._new_id(), self._new_secret()
+        saga = new_saga(name, steps, context, id=id, at=self._clock(), options=options, secret=secret)
+        self._config.check(saga.name, saga.plan.steps)
+        return saga
+
+    def _enlist(self, dialect: Dialect, saga: Saga) -> Work[Saga]:
+        store = self._store
+        if not isinstance(store, InDatabase):
+            raise StoreError(
+                f"{type(store).__name__} is in no database, and shares no transaction; use `start`"
+            )
+        if store.tables.dialect != dialect:
+            raise StoreError(f"This connection is to {dialect}, and the store is in {store.tables.dialect}")
+        return enlist(saga, store.tables)
+
     async def _ask(self, saga: Saga, event: Event) -> Saga:
         answer = await self._apply(saga, event)
         if answer.ignored is not None:
@@ -291,33 +354,31 @@ class Manager:
         return answer.saga
 
     async def _apply(self, saga: Saga, event: Event) -> Transition:
-        answer = await decide(self._store, saga, event)
+        answer = await decide(
+            self._store,
+            saga,
+            event,
+            note=self._outgoing.note,
+            committing=lambda: self._observe(Point.COMMITTING, saga.id),
+        )
         if answer.ignored is None:
             self._observe(Point.COMMITTED, saga.id)
         await self._publish(answer.saga, answer.commands)
         return answer
 
     async def _publish(self, saga: Saga, commands: Sequence[Command]) -> None:
-        """Publish commands and wait until the broker has confirmed them all."""
-        if self._engine is not None:
-            self._engine.hold(saga)
+        """Publish the commands of the latest commit and wait until the broker has confirmed them all."""
+        self._life.hold(saga)
         if not commands:
             return
         try:
-            await publish(self._transport, self._config, commands)
+            await self._outgoing.publish((saga.id, saga.revision), commands)
         except TransportError as error:
             raise type(error)(
                 f"Saga {saga.id} ({saga.name}) is stored as {saga.state}, but its next step was not published: "
                 f"{error}"
             ) from error
-        self._observe(Point.PUBLISHED, saga.id)
 
     def _observe(self, point: Point, saga_id: str) -> None:
         if self._config.observer is not None:
             self._config.observer(Moment(point, saga_id))
-
-    def _check_open(self) -> None:
-        if self._life != "open":
-            raise ManagerError(
-                f"This manager is {self._life}; use it inside `async with Manager(…) as manager`"
-            )

@@ -14,8 +14,11 @@ class Point(StrEnum):
     RECEIVED = "received"
     HANDLER_BEGAN = "handler began"
     HANDLER_ENDED = "handler ended"
+    COMMITTING = "committing"
     COMMITTED = "committed"
+    PUBLISHING = "publishing"
     PUBLISHED = "published"
+    ACKNOWLEDGING = "acknowledging"
     ACKNOWLEDGED = "acknowledged"
 
 

@@ -5,10 +5,9 @@ not acknowledged is delivered again. Both are the engine's daily bread.
 """
 
 import logging
-from contextlib import AsyncExitStack
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from saga_amqp.backoff import pauses
 from saga_amqp.contracts import Message, Settled, Topology, Transport
@@ -23,30 +22,20 @@ class Reconnecting:
     def __init__(self, transport: Transport, topology: Topology) -> None:
         self._first = transport
         self._topology = topology
-        self._stack = AsyncExitStack()
         self._current: Transport | None = None
         self._restored = anyio.Event()
         self._refusal: BaseException | None = None
-        self._outer: anyio.CancelScope | None = None
         self._scope: anyio.CancelScope | None = None
         self._ended = anyio.Event()
         self._closing = False
 
-    async def open(self) -> None:
-        """Connect, and declare what is missing on the broker.
+    async def open(self, tasks: TaskGroup) -> None:
+        """Connect, declare what is missing on the broker, and stay connected until `close`, in a task of its own.
 
         Raises: ConnectFailedError, AuthenticationError, VirtualHostError, TopologyError; then nothing is left open.
         """
-        # The scope lies around the task group, so that leaving both can be shielded.
-        self._outer = self._stack.enter_context(anyio.CancelScope())
-        tasks = await self._stack.enter_async_context(anyio.create_task_group())
-        try:
-            await tasks.start(self._keep)
-        except BaseException:
-            await self.leave()
-            raise
+        await tasks.start(self._keep)
         if self._refusal is not None:
-            await self.leave()
             raise self._refusal
 
     async def close(self) -> None:
@@ -56,18 +45,6 @@ class Reconnecting:
             self._scope.cancel()
             with anyio.CancelScope(shield=True):
                 await self._ended.wait()
-
-    async def leave(self) -> None:
-        """Close, and wait for the background tasks."""
-        if self._outer is not None:
-            self._outer.shield = True
-        await self.close()
-        await self._stack.aclose()
-
-    @property
-    def is_up(self) -> bool:
-        """Whether there is a connection now, as far as anybody knows."""
-        return self._current is not None
 
     async def restored(self) -> Transport:
         """Wait until there is a connection, and return its transport."""

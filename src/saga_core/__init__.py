@@ -56,12 +56,13 @@ from saga_core.handlers import (
     failure_of,
 )
 from saga_core.history import caused_by, consequences, fold
-from saga_core.machine import TABLE, awaits, new_saga, outstanding, transition, wake_at
+from saga_core.machine import TABLE, awaits, new_saga, outstanding, wake_at
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.options import Options
 from saga_core.payload import decode_payload, encode_payload
 from saga_core.plan import ChildSaga, Failure, Plan, Step, StepPlan
 from saga_core.retry import RetryPolicy
+from saga_core.shortcut import transition
 from saga_core.states import Operation, SagaState, StepState
 from saga_core.tokens import Callback, failed, redeem, saga_of, succeeded
 

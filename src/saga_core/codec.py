@@ -4,6 +4,7 @@ A message on the wire is a command: its `operation` says which. A saga in storag
 events, one each; and, where a store wants to keep it, the state that they lead to.
 """
 
+from math import isfinite
 from typing import TypeVar
 
 import msgspec
@@ -11,7 +12,8 @@ import msgspec
 from saga_core.commands import Command
 from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
-from saga_core.model import CHUNK, Progress, Saga, rebuild
+from saga_core.graph import CHUNK
+from saga_core.model import Progress, Saga, rebuild
 from saga_core.plan import Plan
 from saga_core.states import SagaState
 
@@ -61,7 +63,14 @@ def decode_command(body: bytes) -> Command:
 
 
 def encode_event(event: Event) -> bytes:
-    """Return an event as a history keeps it."""
+    """Return an event as a history keeps it.
+
+    Raises: CodecError when its time is NaN or infinite. JSON would have null there, which nobody could read again.
+    """
+    if not isfinite(event.at):
+        raise CodecError(
+            f"{type(event).__name__} happened at {event.at}? Give its time in seconds since 1970"
+        )
     return _encode(event)
 
 

@@ -9,7 +9,8 @@ from math import inf
 from msgspec import Raw, Struct
 
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
-from saga_core.model import CHUNK, Chunks, Progress, Saga, earliest
+from saga_core.graph import CHUNK
+from saga_core.model import Chunks, Progress, Saga, earliest
 from saga_core.payload import EMPTY
 from saga_core.plan import Plan, child_id
 from saga_core.states import ENDED_WELL, RESTING, SagaState, StepState
@@ -27,6 +28,7 @@ class Draft(Struct, gc=False):
     plan: Plan
     state: SagaState
     progress: Chunks
+    completed_at: float | None
     suspended: bool
     asked: int
     running: int
@@ -57,6 +59,7 @@ def open_draft(saga: Saga, at: float) -> Draft:
         saga.plan,
         saga.state,
         saga.progress,
+        saga.completed_at,
         saga.suspended,
         saga.asked,
         saga.running,
@@ -76,6 +79,9 @@ def close(draft: Draft, revision: int) -> Transition:
     resting = state in RESTING
     if resting and plan.parent is not None:
         draft.commands.append(report(plan, state, draft.asked))
+    ended = at if resting else None
+    if state is SAGA_FAILED and draft.completed_at is not None:
+        ended = draft.completed_at  # it had failed before: no other rest is followed by this one
     return Transition(
         Saga(
             plan,
@@ -83,7 +89,7 @@ def close(draft: Draft, revision: int) -> Transition:
             revision,
             draft.progress,
             at,
-            at if resting else None,
+            ended,
             draft.suspended and not resting,
             draft.asked,
             draft.running,

@@ -7,29 +7,44 @@ from msgspec import Struct
 
 from saga_core.errors import DefinitionError
 
-NOT_SIMPLE, LAST = -1, -2
+# The records of steps are kept in tuples of this length, in one tuple: to replace one is to copy two short tuples.
+CHUNK = 32
 
 # How many kinds of sagas have their graph remembered. One of 1,000 steps takes a few hundred kilobytes.
 REMEMBERED = 128
+
+
+class Handover(Struct, frozen=True, gc=False):
+    """What changes when a step has completed that one other simply follows, or none.
+
+    `follower` is the position of the one that does: it waits for this step alone, and under no condition or time. None
+    where no step waits. `mask` are the two. `outer` and `inner` say in which chunk the step's record is and where in
+    it; `beyond` and `place` say it of the follower's, or once more of the step's.
+    """
+
+    follower: int | None
+    mask: int
+    outer: int
+    inner: int
+    beyond: int
+    place: int
 
 
 class Graph(Struct, frozen=True):
     """Dependencies by position. A mask is an int with one bit per position, the lowest for the first step.
 
     `positions` gives a step's place by its name, and `bits` the mask of each step alone. `masks` are the dependencies
-    once more, as masks; `behind` are the steps after the pivot, 0 without one. `followers` gives for each step the one
-    that simply comes next, waiting for it alone, and under no condition or time: LAST where nothing waits for it,
-    NOT_SIMPLE where it is another matter.
+    once more, as masks; `behind` are the steps after the pivot, 0 without one. `handovers` are by name, those of the
+    steps that have one: where several wait, or the one that waits does for others too, it is another matter.
     """
 
     positions: dict[str, int]
-
+    handovers: dict[str, Handover]
     dependencies: tuple[tuple[int, ...], ...]
     dependents: tuple[tuple[int, ...], ...]
     masks: tuple[int, ...]
     roots: tuple[int, ...]
     behind: int
-    followers: tuple[int, ...]
     bits: tuple[int, ...]
 
 
@@ -79,20 +94,14 @@ def build_graph(
                 f"let the pivot depend on them, or them on the pivot"
             )
 
-    def follower(waiting: tuple[int, ...], position: int) -> int:
-        if not waiting:
-            return LAST
-        simple = len(waiting) == 1 and dependencies[waiting[0]] == (position,) and plain[waiting[0]]
-        return waiting[0] if simple else NOT_SIMPLE
-
     return Graph(
         positions,
+        _handovers(names, dependencies, frozen, plain),
         tuple(dependencies),
         frozen,
         tuple(sum(1 << other for other in found) for found in dependencies),
         tuple(position for position, found in enumerate(dependencies) if not found),
         behind,
-        tuple(follower(waiting, position) for position, waiting in enumerate(frozen)),
         tuple(1 << position for position in range(len(names))),
     )
 
@@ -123,6 +132,23 @@ def _check_cycles(
     raise DefinitionError(
         f"{where}: steps depend on each other in a circle: {' → '.join(repr(names[place]) for place in circle)}"
     )
+
+
+def _handovers(
+    names: Sequence[str],
+    dependencies: Sequence[tuple[int, ...]],
+    dependents: Sequence[tuple[int, ...]],
+    plain: Sequence[bool],
+) -> dict[str, Handover]:
+    found: dict[str, Handover] = {}
+    for position, (name, waiting) in enumerate(zip(names, dependents, strict=True)):
+        mask, place = 1 << position, divmod(position, CHUNK)
+        if not waiting:
+            found[name] = Handover(None, mask, *place, *place)
+        elif len(waiting) == 1 and plain[waiting[0]] and dependencies[waiting[0]] == (position,):
+            follower = waiting[0]
+            found[name] = Handover(follower, mask | 1 << follower, *place, *divmod(follower, CHUNK))
+    return found
 
 
 def _reach(start: int, edges: Sequence[tuple[int, ...]]) -> int:

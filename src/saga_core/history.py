@@ -14,8 +14,9 @@ from saga_core.events import (
     StepSkipped,
     StepSucceeded,
 )
-from saga_core.machine import outstanding, transition
+from saga_core.machine import outstanding
 from saga_core.model import Saga
+from saga_core.shortcut import transition
 
 
 def fold(origin: Saga, history: Iterable[Event]) -> Saga:

@@ -11,6 +11,7 @@ from typing import cast
 
 from msgspec import Raw, Struct
 
+from saga_core.graph import CHUNK
 from saga_core.payload import EMPTY, decode_object, decode_payload
 from saga_core.plan import ChildSaga, Failure, InputT, Plan, Step, step_id, token_digest
 from saga_core.states import ENDED_WELL, RESTING, Operation, SagaState, StepState
@@ -27,6 +28,7 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
     * `unknown`: an attempt ended without a known outcome, so it may have had its effect.
     * `skip`: somebody asked to skip the step when its turn comes.
     * `forgiven`: how many attempts no longer count against the retry policy, for a person asked for more.
+    * `cause`: with what error a step of unknown outcome was given up; `error` may have become its compensation's.
     """
 
     state: StepState = StepState.PENDING
@@ -44,6 +46,7 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
     unknown: bool = False
     skip: bool = False
     forgiven: int = 0
+    cause: Failure | None = None
 
     @property
     def is_out(self) -> bool:
@@ -55,8 +58,9 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
 PENDING = Progress()
 FIRST_ATTEMPT = Progress(StepState.STARTED, 1)
 
-# Progress is a tuple of tuples of this length: replacing one record copies two short tuples, not one long one.
-CHUNK = 32
+# Neither the records here nor the chunks made of them are one object many times over: a processor counts as many
+# references to one object slower than to several, because each count waits for the one before it.
+_UNTOUCHED = tuple([Progress() for _ in range(CHUNK)])
 
 Chunks = tuple[tuple[Progress, ...], ...]
 
@@ -65,8 +69,9 @@ class Saga(Struct, frozen=True, gc=False):
     """A saga at one moment. `revision` counts the events applied; times are seconds since 1970, UTC.
 
     `context`, and the inputs and outputs of `steps`, are read anew from the kept bytes each time they are asked
-    for: changing what they return changes nothing in the saga. `completed_at` is when it came to rest. `asked` is the
-    latest attempt of its parent to undo it, should it be a child.
+    for: changing what they return changes nothing in the saga. `completed_at` is when it came to rest; what
+    people do to a failed saga that leaves it failed does not count. `asked` is the latest attempt of its parent to undo
+    it, should it be a child.
 
     The last six fields follow from the others, and save looking at every step. Five are masks with a bit per step:
     `running` has been started, `undoing` is being compensated, `ready` could start and may not yet, `tips` has ended
@@ -217,6 +222,12 @@ class Saga(Struct, frozen=True, gc=False):
             executed_at=record.executed_at,
             token=self.token(plan.name, operation),
         )
+
+
+def untouched(steps: int) -> Chunks:
+    """Return the progress of so many steps none of which has begun."""
+    starts = range(0, steps, CHUNK)
+    return tuple([tuple([*_UNTOUCHED[: steps - start]]) for start in starts])
 
 
 def rebuild(

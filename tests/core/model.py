@@ -106,15 +106,19 @@ class Model:
 
     def tell(self, event: Event) -> bool:
         """Hear of an event, and say whether it changed anything."""
+        before = self.state
         held = set() if self.suspended else {step["name"] for step in self._free()}
         if not self._note(event):
             return False
         self.revision += 1
         self.updated_at = event.at
+        rested = self.completed_at if before == "failed" else None
         self.completed_at = None
         if isinstance(event, TimePassed | ResumeRequested):
             held = {step["name"] for step in self._free()} if self._too_early(event.at) else set()
         self._go_on(event.at, held)
+        if self.state == "failed" and rested is not None:
+            self.completed_at = rested
         return True
 
     def _note(self, event: Event) -> bool:
@@ -336,6 +340,7 @@ class Model:
 
     def _give_up(self, step: Record) -> None:
         step.update(state="failed", attempt=self._attempts_made(step), phase=None, until=None, expires=None)
+        step["why"] = step["error"] if step["unknown"] else None
         if not self._past_pivot():
             self._turn_round()
 
@@ -359,8 +364,7 @@ class Model:
     def _undone(self, step: Record) -> None:
         if step["phase"] == "waiting":
             step["undo_attempt"] -= 1
-        error = step["error"] if step["unknown"] else None
-        step.update(state="compensated", phase=None, until=None, error=error)
+        step.update(state="compensated", phase=None, until=None, error=step["why"])
 
     def _wait(self, step: Record, moment: float) -> None:
         step.update(phase="waiting", until=moment)
@@ -518,6 +522,7 @@ def blank() -> Record:
         "undo_attempt": 0,
         "output": {},
         "error": None,
+        "why": None,
         "executed_at": None,
         "phase": None,
         "until": None,

@@ -1,6 +1,7 @@
 """What is written is read back; what is not of this library is refused with CodecError and nothing else."""
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
+from msgspec.structs import replace
 
 from saga_core import (
     CancelRequested,
@@ -51,6 +53,7 @@ from saga_core import (
     encode_saga,
     fold,
     new_saga,
+    transition,
     when,
 )
 
@@ -523,6 +526,15 @@ def test_every_event_comes_back_from_a_history(event: Event) -> None:
     assert decode_event(data) == event
     assert encode_event(decode_event(data)) == data
     assert json.loads(data)["at"] == event.at
+
+
+@property_test
+@given(events, st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_an_event_at_no_time_is_answered_and_kept_in_no_history(event: Event, at: float) -> None:
+    event = replace(event, at=at)
+    transition(saga_of("a b"), replace(event, step="a") if hasattr(event, "step") else event)
+    with pytest.raises(CodecError, match=f"^{type(event).__name__} happened at {at}[?]"):
+        encode_event(event)
 
 
 @property_test

@@ -399,6 +399,16 @@ def a_saga_says_too_early_that_it_is_at_rest(patch: pytest.MonkeyPatch) -> None:
     dated(patch, 0.0)
 
 
+@broken("it says that it came to rest at 5.0, not at 0.0", 1, step("a"))
+def a_saga_says_wrongly_when_it_came_to_rest(patch: pytest.MonkeyPatch) -> None:
+    def wrongly(draft: Draft, revision: int) -> Transition:
+        answer = close(draft, revision)
+        return replace(answer, saga=replace(answer.saga, completed_at=5.0)) if answer.saga.at_rest else answer
+
+    close = machine.close
+    patch.setattr(machine, "close", wrongly)
+
+
 @broken("the saga was undone past its pivot", 2, step("pay", undo=False, pivot=True), step("ship", "pay"))
 def a_pivot_without_a_compensation_is_undone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(moves, "past_pivot", lambda draft: False)
@@ -476,7 +486,7 @@ def an_unknown_outcome_is_forgotten_when_a_step_is_skipped(patch: pytest.MonkeyP
 @broken("an event is said to be ignored, and changes something", 1, step("a"))
 def an_event_that_is_ignored_changes_something(patch: pytest.MonkeyPatch) -> None:
     def changing(saga: Saga, event: Event) -> Transition:
-        answer = machine.transition(saga, event)
+        answer = machine.decide(saga, event)
         return replace(answer, ignored="never mind") if isinstance(event, StepDeferred) else answer
 
     patch.setattr(world, "transition", changing)

@@ -6,9 +6,12 @@ import pytest
 
 from saga_core import (
     Compensate,
+    Event,
     Execute,
+    Saga,
     SagaState,
     Step,
+    Transition,
     UnknownStepError,
     awaits,
     consequences,
@@ -17,9 +20,10 @@ from saga_core import (
     fold,
     new_saga,
     outstanding,
+    shortcut,
     transition,
 )
-from saga_core.shortcut import advance
+from saga_core.machine import decide
 
 from .notation import BORN, ID, error_of, event_of, events_of, play, saga_of, shown, states
 
@@ -181,6 +185,33 @@ def test_a_saga_at_rest_knows_since_when(events: str) -> None:
     assert saga.completed_at == saga.updated_at == BORN + len(events_of(events))
 
 
+@pytest.mark.parametrize(
+    ("steps", "events", "event"),
+    [
+        ("p! x<p y<p", "p ok, x fails, y fails", "resolve x completed"),
+        ("p! x<p y<p", "p ok, x fails, y fails", "skip x"),
+        ("a< b< c<a+b", "a ok, b ok, c fails, undo a fails, undo b fails", "resolve a compensated"),
+    ],
+)
+def test_a_failed_saga_that_a_person_leaves_failed_says_when_it_failed(
+    steps: str, events: str, event: str
+) -> None:
+    failed = play(saga_of(steps), events).saga
+    saga = play(failed, event).saga
+    assert saga.is_failed
+    assert (saga.updated_at, saga.completed_at) == (failed.updated_at + 1, failed.updated_at)
+
+
+def test_a_failed_saga_that_is_mended_says_when_that_was() -> None:
+    for events in (
+        "p ok, x fails, skip x",
+        "p ok, x fails, resolve x completed",
+        "p ok, x fails, retry, x#2 fails",
+    ):
+        saga = play(saga_of("p! x"), events).saga
+        assert saga.completed_at == saga.updated_at == BORN + len(events_of(events))
+
+
 def test_compensating_a_step_keeps_what_its_action_returned_and_when() -> None:
     saga = play(saga_of("a b"), "a ok, b fails").saga
     for events in ("", "undo a ok", "undo a fails", "undo a fails, compensate"):
@@ -208,6 +239,14 @@ def test_a_compensation_that_is_tried_again_keeps_its_error_until_it_succeeds() 
     assert saga.step("a").error == error_of("undo_a")
     assert play(saga, "undo a#2 ok").saga.step("a").error is None
     assert saga.step("a").compensation_attempt == 2
+
+
+def test_a_step_of_unknown_outcome_says_what_became_of_it_when_its_compensation_succeeds() -> None:
+    saga = play(saga_of("a b"), "a lost, undo a fails").saga
+    assert saga.step("a").error == error_of("undo_a")
+    for events in ("compensate, undo a#2 ok", "resolve a compensated"):
+        step = play(saga, events).saga.step("a")
+        assert (step.state, step.error) == ("compensated", error_of("do_a"))
 
 
 IGNORED = {
@@ -464,6 +503,19 @@ def test_a_saga_takes_no_notice_of_what_its_list_of_steps_becomes() -> None:
 
 # The short way.
 
+
+def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """Return a list that takes the events which go the long way, from now on."""
+    long: list[Event] = []
+
+    def noting(saga: Saga, event: Event) -> Transition:
+        long.append(event)
+        return decide(saga, event)
+
+    monkeypatch.setattr(shortcut, "decide", noting)
+    return long
+
+
 LONG_WAY = {
     "another step waits for it too": ("a b<a c<a", "", "a ok"),
     "the next one waits for others too": ("a< b< c<a+b", "", "a ok"),
@@ -474,31 +526,39 @@ LONG_WAY = {
     "another one is stuck": ("a! b<a c<a", "a ok, b fails", "c ok"),
     "it is not awaited": ("a b", "a ok", "a ok"),
     "it is of another attempt": ("a b", "", "a#2 ok"),
+    "the saga turns round": ("a< b<", "a fails", "b ok"),
+    "it has not succeeded": ("a b", "", "a skips"),
 }
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 32, 33, 34, 65])
-def test_the_commonest_events_go_the_short_way(length: int) -> None:
+def test_the_commonest_events_go_the_short_way(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     names, words = long_saga(length)
     saga = saga_of(words)
+    long = long_ways(monkeypatch)
     for name in names:
-        answer = advance(saga, event_of(f"{name} ok"))  # type: ignore[arg-type]
-        assert answer is not None
-        assert answer == transition(saga, event_of(f"{name} ok"))
+        answer = transition(saga, event_of(f"{name} ok"))
+        assert answer == decide(saga, event_of(f"{name} ok"))
         saga = answer.saga
+    assert long == []
 
 
-def test_a_step_beside_others_goes_the_short_way_to_the_one_that_waits_for_it() -> None:
-    saga = play(saga_of("a< b< c<a"), "").saga
-    answer = advance(saga, event_of("a ok"))  # type: ignore[arg-type]
-    assert answer is not None
-    assert shown(outstanding(answer.saga)) == "b#1, c#1"
+def test_a_step_beside_others_goes_the_short_way_to_the_one_that_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = long_ways(monkeypatch)
+    assert shown(outstanding(transition(saga_of("a< b< c<a"), event_of("a ok")).saga)) == "b#1, c#1"
+    assert long == []
 
 
 @pytest.mark.parametrize(("steps", "events", "event"), LONG_WAY.values(), ids=LONG_WAY)
-def test_what_is_less_common_goes_the_long_way(steps: str, events: str, event: str) -> None:
+def test_what_is_less_common_goes_the_long_way(
+    steps: str, events: str, event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saga = play(saga_of(steps), events).saga
-    assert advance(saga, event_of(event, saga.updated_at + 1)) is None  # type: ignore[arg-type]
+    long = long_ways(monkeypatch)
+    transition(saga, event_of(event, saga.updated_at + 1))
+    assert long == [event_of(event, saga.updated_at + 1)]
 
 
 @pytest.mark.parametrize(

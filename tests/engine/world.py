@@ -19,7 +19,7 @@ from saga_amqp import (
     TransportError,
 )
 from saga_amqp.contracts import Consumer, Delivery, Message, Query, Store, Topology
-from saga_core import Event, Saga, SagaState, Step
+from saga_core import Command, Event, Saga, SagaState, Step
 
 DEADLINE = 5.0
 
@@ -58,6 +58,11 @@ class Watch:
 
     def count(self, point: Point) -> int:
         return sum(moment.point is point for moment in self.moments)
+
+    def in_hand(self) -> set[Command]:
+        """Return what was received and not acknowledged since."""
+        last = {moment.command: moment.point for moment in self.moments if moment.command is not None}
+        return {command for command, point in last.items() if point is not Point.ACKNOWLEDGED}
 
 
 @dataclass
@@ -105,6 +110,7 @@ class World:
                 "step_handlers": self.services.handlers("do"),
                 "compensation_handlers": self.services.handlers("undo"),
                 "observer": self.watch,
+                "sweep_interval": 0.05,
                 **changes,
             }
         )
@@ -181,7 +187,7 @@ class RecordingStore:
         self.log = log
         self.before_commit: Callable[[Saga, Event], Awaitable[None]] | None = None
 
-    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+    async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         saga = await self.inner.create(saga, unpublished=unpublished)
         self.log.append("create")
         return saga
@@ -189,7 +195,7 @@ class RecordingStore:
     async def load(self, saga_id: str) -> Saga:
         return await self.inner.load(saga_id)
 
-    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         if self.before_commit is not None:
             await self.before_commit(saga, event)
         await self.inner.commit(saga, event, unpublished=unpublished)
@@ -205,17 +211,36 @@ class RecordingStore:
         return await self.inner.rested(saga_id)
 
 
+class Changes:
+    """Tells whoever waits for a condition when to look again."""
+
+    def __init__(self) -> None:
+        self._changed = anyio.Event()
+
+    def tell(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        with anyio.fail_after(DEADLINE):
+            while not condition():
+                await self._changed.wait()
+
+
 class RecordingTransport:
     """A transport that writes down what it is asked; its confirms can be held back, and its publishes refused."""
 
-    def __init__(self, inner: MemoryTransport, log: list[str]) -> None:
+    def __init__(self, inner: MemoryTransport, log: list[str], changes: Changes | None = None) -> None:
         self.inner = inner
         self.log = log
+        self.deliveries = 0
+        self.changes = changes or Changes()
         self.hold_confirms = False
-        self.held: list[Callable[[], None]] = []
+        self.held: list[Callable[[TransportError | None], None]] = []
         self.refuse: TransportError | None = None
         self.broken: anyio.Event = anyio.Event()
         self.why: TransportError | None = None
+        self.next: RecordingTransport | None = None
 
     async def __aenter__(self) -> Self:
         await self.inner.__aenter__()
@@ -229,6 +254,18 @@ class RecordingTransport:
     async def close(self) -> None:
         await self.inner.close()
 
+    async def lost(self) -> TransportError:
+        await self.broken.wait()
+        assert self.why is not None
+        return self.why
+
+    def renewed(self) -> "RecordingTransport":
+        """Return the next transport, which works again."""
+        renewed = RecordingTransport(self.inner.renewed(), self.log, self.changes)
+        renewed.hold_confirms = self.hold_confirms
+        self.next = renewed
+        return renewed
+
     async def declare(self, topology: Topology) -> None:
         await self.inner.declare(topology)
 
@@ -237,7 +274,9 @@ class RecordingTransport:
         self, queue: str, prefetch: int, receive: Callable[[Delivery], None]
     ) -> AsyncIterator[Consumer]:
         def take(delivery: Delivery) -> None:
-            receive(RecordingDelivery(delivery, self.log))
+            receive(RecordingDelivery(delivery, self.log, self.changes))
+            self.deliveries += 1
+            self.changes.tell()
 
         inner: AbstractAsyncContextManager[Consumer] = self.inner.consume(queue, prefetch, take)
         async with inner as consumer:
@@ -247,6 +286,8 @@ class RecordingTransport:
         name = ".".join(message.id.split(".")[1:])
         if self.refuse is not None:
             raise self.refuse
+        if self.why is not None:
+            raise self.why
         self.log.append(f"publish {name}")
 
         def confirm(error: TransportError | None) -> None:
@@ -254,12 +295,19 @@ class RecordingTransport:
             settled(error)
 
         def hold(error: TransportError | None) -> None:
-            self.held.append(lambda: confirm(error))
+            self.held.append(lambda failure=None: confirm(failure or error))
+            self.changes.tell()
 
         await self.inner.publish(message, hold if self.hold_confirms else confirm)
 
+    def fail_held(self, error: TransportError) -> None:
+        """Let those confirms that were held back be failures instead."""
+        held, self.held = self.held, []
+        for settle in held:
+            settle(error)
+
     def break_down(self, why: TransportError) -> None:
-        """Let every consumer fail."""
+        """Let the connection end, and with it every consumer."""
         self.why = why
         self.broken.set()
 
@@ -279,7 +327,8 @@ class RecordingConsumer:
 
 
 class RecordingDelivery:
-    def __init__(self, inner: Delivery, log: list[str]) -> None:
+    def __init__(self, inner: Delivery, log: list[str], changes: Changes) -> None:
+        self.changes = changes
         self.inner = inner
         self.log = log
         self.name = ".".join(inner.message_id.split(".")[1:])
@@ -303,6 +352,7 @@ class RecordingDelivery:
     def acknowledge(self) -> None:
         self.log.append(f"acknowledge {self.name}")
         self.inner.acknowledge()
+        self.changes.tell()
 
     def reject(self, *, requeue: bool) -> None:
         self.log.append(f"{'requeue' if requeue else 'dead-letter'} {self.name}")

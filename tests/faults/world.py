@@ -64,6 +64,11 @@ class RabbitWorld(World):
                         await anyio.sleep(POLL_INTERVAL)
         return sagas
 
+    async def until_all_is_acknowledged(self) -> None:
+        """Wait until nothing is ready in the queues, and nothing in the hands of the engine that is watched."""
+        while any(self.ready()) or self.watch.in_hand():
+            await anyio.sleep(POLL_INTERVAL)
+
     def ready(self) -> list[int]:
         """Ask the broker how many messages are ready in the queues: steps, compensations, dead letters.
 

@@ -142,7 +142,7 @@ async def work(url: str, number: int) -> dict[str, Any]:
 
         async def claim() -> None:
             for saga in timers:
-                await store.create(saga, unpublished=True)
+                await store.create(saga, unpublished=AT)
             while claimed := await store.claim_due(AT + 1000, AT + 9000, 3):
                 due.extend(claimed)
             while commits := await store.claim_unpublished(AT + 1000, AT + 9000, 3):

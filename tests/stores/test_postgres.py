@@ -91,7 +91,7 @@ async def shipped_order(kept_in: PostgresStore, saga: Saga) -> Saga:
 async def test_sagas_are_there_when_the_store_is_opened_again(url: str) -> None:
     options = Options(key="k", tags={"colour": "blue"})
     async with PostgresStore(url) as first:
-        saga = origin = await first.create(order(options=options), unpublished=True)
+        saga = origin = await first.create(order(options=options), unpublished=AT)
         for event in there_and_back():
             saga = await apply(first, saga, event)
     async with PostgresStore(url) as second:

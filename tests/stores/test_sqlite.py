@@ -62,7 +62,7 @@ async def test_everything_is_there_when_the_file_is_opened_again(path: Path) -> 
     saga = order(options=Options(key="k", tags={"colour": "blue"}))
     waits = timed()
     async with SQLiteStore(path) as store:
-        await store.create(saga, unpublished=True)
+        await store.create(saga, unpublished=AT)
         await store.create(waits)
         origin, events = saga, there_and_back()
         for event in events:
@@ -419,7 +419,7 @@ async def test_claims_are_shared_between_stores(path: Path) -> None:
     due: list[str] = []
     async with SQLiteStore(path) as one, SQLiteStore(path) as other:
         for saga in sagas:
-            await one.create(saga, unpublished=True)
+            await one.create(saga, unpublished=AT)
 
         async def claim(store: SQLiteStore) -> None:
             while claimed := await store.claim_due(AT + 100, AT + 200, 3):

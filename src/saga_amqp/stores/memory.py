@@ -35,7 +35,7 @@ class MemoryStore:
     ) -> None:
         """Close: there is nothing to."""
 
-    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+    async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """Keep a new saga, or return the one that has its key. Raises: SagaExistsError."""
         key = saga.plan.options.key
         if key is not None and (holder := self._keys.get((saga.name, key))) is not None:
@@ -47,15 +47,15 @@ class MemoryStore:
         self._rows[saga.id] = _Row(saga)
         if key is not None:
             self._keys[saga.name, key] = saga.id
-        if unpublished:
-            self._unpublished[saga.id, 0] = saga.updated_at
+        if unpublished is not None:
+            self._unpublished[saga.id, 0] = unpublished
         return saga
 
     async def load(self, saga_id: str) -> Saga:
         """Return the saga as last committed. Raises: SagaNotFoundError."""
         return self._row(saga_id).saga
 
-    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """Replace the saga if nobody else did. Raises: ConflictError, SagaNotFoundError."""
         row = self._row(saga.id)
         if row.saga.revision != saga.revision - 1:
@@ -64,8 +64,8 @@ class MemoryStore:
             )
         row.saga, row.wake_at = saga, wake_at(saga)
         row.events.append(event)
-        if unpublished:
-            self._unpublished[saga.id, saga.revision] = saga.updated_at
+        if unpublished is not None:
+            self._unpublished[saga.id, saga.revision] = unpublished
         if row.changed is not None and saga.at_rest:
             row.changed.set()
             row.changed = None

@@ -83,7 +83,7 @@ async def a_delayed_start_is_due_at_its_time(store: Store) -> None:
 async def deleted_sagas_are_not_claimed(store: Store) -> None:
     """Neither their time nor their commits."""
     saga = timed()
-    await store.create(saga, unpublished=True)
+    await store.create(saga, unpublished=AT)
     await store.delete(saga.id)
     assert list(await store.claim_due(AT + 100, AT + 200, 10)) == []
     assert list(await store.claim_unpublished(AT + 100, AT + 200, 10)) == []
@@ -93,10 +93,11 @@ async def deleted_sagas_are_not_claimed(store: Store) -> None:
 async def unpublished_commits_are_claimed_until_they_are_marked(store: Store) -> None:
     """The creation and every commit has a note of its own; those that were not noted are never claimed."""
     saga = order()
-    await store.create(saga, unpublished=True)
+    await store.create(saga, unpublished=AT)
     await store.create(order())
-    saga = await apply(store, saga, reserved())  # at AT + 1
-    saga = await apply(store, saga, charged(), unpublished=True)  # at AT + 2
+    saga = await apply(store, saga, reserved())
+    saga = await apply(store, saga, charged(), unpublished=AT + 9)
+    assert list(await store.claim_unpublished(AT + 8.9, AT, 1)) == [(saga.id, 0)]
     assert list(await store.claim_unpublished(AT - 1, AT, 10)) == []
     assert list(await store.claim_unpublished(AT, AT + 50, 10)) == [(saga.id, 0)]
     assert list(await store.claim_unpublished(AT + 10, AT + 60, 10)) == [(saga.id, 2)]
@@ -117,7 +118,7 @@ async def creating_once_more_with_a_key_notes_nothing(store: Store) -> None:
     options = Options(key="k")
     saga = order(options=options)
     await store.create(saga)
-    await store.create(order(options=options), unpublished=True)
+    await store.create(order(options=options), unpublished=AT)
     assert list(await store.claim_unpublished(AT + 100, AT + 200, 10)) == []
 
 
@@ -125,7 +126,7 @@ async def many_who_claim_share_the_work(store: Store) -> None:
     """Whatever is claimed at once, by how many, each gets others, and together they get all."""
     sagas = [timed(AT + number / 100) for number in range(40)]
     for saga in sagas:
-        await store.create(saga, unpublished=True)
+        await store.create(saga, unpublished=AT)
     due: list[str] = []
     left: list[Commit] = []
 

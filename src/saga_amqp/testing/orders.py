@@ -84,7 +84,7 @@ def there_and_back() -> list[Event]:
     ]
 
 
-async def apply(store: Store, saga: Saga, event: Event, *, unpublished: bool = False) -> Saga:
+async def apply(store: Store, saga: Saga, event: Event, *, unpublished: float | None = None) -> Saga:
     """Decide an event and commit it; return the saga after it."""
     answer = transition(saga, event)
     assert answer.ignored is None, f"the case itself is wrong: {answer.ignored}"

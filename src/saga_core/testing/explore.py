@@ -8,10 +8,11 @@ from typing import Any
 from msgspec import Struct
 
 from saga_core.errors import SagaError
-from saga_core.machine import new_saga, transition
+from saga_core.machine import new_saga
 from saga_core.model import Saga
 from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import Plan, Step, plan_saga
+from saga_core.shortcut import transition
 from saga_core.states import SagaState
 from saga_core.testing import invariants as rules
 from saga_core.testing.definitions import write_definition

@@ -13,10 +13,11 @@ from saga_core.codec import decode_saga, encode_saga
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.draft import Transition, positions
 from saga_core.events import Event, StepFailed, TimePassed
-from saga_core.machine import TABLE, awaits, outstanding, transition, wake_at
+from saga_core.machine import TABLE, awaits, outstanding, wake_at
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.plan import Plan
 from saga_core.retry import NO_RETRY, PATIENT
+from saga_core.shortcut import transition
 from saga_core.states import ENDED_WELL, SagaState, StepState
 
 PENDING, STARTED, COMPLETED = StepState.PENDING, StepState.STARTED, StepState.COMPLETED
@@ -121,6 +122,9 @@ def check_transition(before: Saga, event: Event, answer: Transition, shape: Shap
         return f"the revision went from {before.revision} to {after.revision}"
     if after.updated_at != event.at:
         return f"it says that it changed at {after.updated_at}, not at {event.at}"
+    came_to_rest = before.completed_at if after.state is before.state else event.at
+    if after.completed_at not in (None, came_to_rest):
+        return f"it says that it came to rest at {after.completed_at}, not at {came_to_rest}"
     row = TABLE[type(event)]
     if after.state not in row.leads.get(before.state, ()):
         return f"the table has no way from {before.state} to {after.state} by {type(event).__name__}"
@@ -180,7 +184,7 @@ def _check_rest(saga: Saga, shape: Shape, masks: Masks) -> str | None:
     names = _Names(saga)
     if active := masks[STARTED] | masks[COMPENSATING]:
         return f"the saga rests in {saga.state} while {names(active)} runs"
-    if saga.completed_at != saga.updated_at or saga.suspended:
+    if saga.completed_at is None or saga.suspended:
         return "a saga at rest must say when it came to rest, and cannot be suspended"
     if saga.state is SagaState.COMPLETED:
         if left := ~(masks[COMPLETED] | masks[SKIPPED]) & (1 << len(saga.plan.steps)) - 1:

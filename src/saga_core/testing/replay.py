@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from saga_core.events import Event
-from saga_core.machine import transition
 from saga_core.model import Saga
+from saga_core.shortcut import transition
 
 
 class Replay(Struct, frozen=True):

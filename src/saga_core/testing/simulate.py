@@ -23,10 +23,11 @@ from saga_core.handlers import (
     failure_event,
     failure_of,
 )
-from saga_core.machine import new_saga, outstanding, transition, wake_at
+from saga_core.machine import new_saga, outstanding, wake_at
 from saga_core.model import Saga
 from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import Failure, Step
+from saga_core.shortcut import transition
 
 SAGA_ID = "01J00000000000000000000000"
 LONGEST = 1_000_000

@@ -32,11 +32,12 @@ from saga_core.events import (
     SuspendRequested,
     TimePassed,
 )
-from saga_core.machine import outstanding, transition, wake_at
+from saga_core.machine import outstanding, wake_at
 from saga_core.model import Progress, Saga
 from saga_core.payload import EMPTY
 from saga_core.plan import Failure, Plan, Step, plan_saga
 from saga_core.retry import NO_RETRY, PATIENT, RetryPolicy
+from saga_core.shortcut import transition
 from saga_core.states import SagaState, StepState
 
 ManualOperation = Literal["compensate", "cancel", "retry", "resolve", "skip", "suspend", "resume"]

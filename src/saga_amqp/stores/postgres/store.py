@@ -13,8 +13,9 @@ from anyio.abc import TaskStatus
 from saga_amqp.contracts import EVERYTHING, Commit, Page, Query
 from saga_amqp.errors import StoreError
 from saga_amqp.stores.batches import Batches
+from saga_amqp.stores.enlisting import Tables
 from saga_amqp.stores.postgres.address import parse
-from saga_amqp.stores.postgres.channels import DEFAULT_SCHEMA
+from saga_amqp.stores.postgres.channels import DEFAULT_SCHEMA, hint_channel
 from saga_amqp.stores.postgres.jobs import (
     Append,
     ClaimDue,
@@ -88,6 +89,13 @@ class PostgresStore:
     def __repr__(self) -> str:
         return f"<PostgresStore {self._address!r}>"
 
+    @property
+    def tables(self) -> Tables:
+        """Where the tables are, for a connection of the user's own to the same database."""
+        schema = self._address.schema
+        quoted = schema.replace('"', '""')
+        return Tables("postgresql", f'"{quoted}".', hint_channel(schema))
+
     async def __aenter__(self) -> Self:
         """Connect, and see that the tables are those of this release. Cancelled, nothing stays open.
 
@@ -114,7 +122,7 @@ class PostgresStore:
         """Close; what was asked for before is done first. Shielded from cancellation."""
         await self._leave()
 
-    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+    async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """Keep a new saga, or return the one that has its key. Cancelled, it may be kept or not.
 
         Raises: SagaExistsError, StoreUnavailableError; StoreError for text that PostgreSQL cannot keep.
@@ -123,8 +131,7 @@ class PostgresStore:
         for text in (saga.name, options.key or "", *options.tags, *options.tags.values()):
             if not _can_be_kept(text):
                 raise StoreError(f"Saga {saga.id} has text that PostgreSQL cannot keep: {text[:40]!r}")
-        since = saga.updated_at if unpublished else None
-        job = Create(saga, encode_saga(saga), since)
+        job = Create(saga, encode_saga(saga), unpublished)
         return cast("Saga", await self._writes.do(job, lambda kept: self._known.keep(cast("Saga", kept))))
 
     async def load(self, saga_id: str) -> Saga:
@@ -132,16 +139,15 @@ class PostgresStore:
         job = Load(_checked(saga_id), self._known.get(saga_id))
         return cast("Saga", await self._ask(job, lambda saga: self._known.keep(cast("Saga", saga))))
 
-    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """Replace the saga, and add the event to its history. Cancelled, or unavailable, it may have happened or not.
 
         Raises: ConflictError, SagaNotFoundError, StoreUnavailableError.
         """
         snapshot = encode_saga(saga) if snapshot_due(saga) else b""
-        since = saga.updated_at if unpublished else None
         _checked(saga.id)
         await self._writes.do(
-            Append(saga, encode_event(event), snapshot, since), lambda _: self._committed(saga)
+            Append(saga, encode_event(event), snapshot, unpublished), lambda _: self._committed(saga)
         )
 
     async def delete(self, saga_id: str, *, revision: int | None = None) -> None:

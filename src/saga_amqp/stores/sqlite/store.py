@@ -17,6 +17,7 @@ import anyio.to_thread
 from saga_amqp.contracts import EVERYTHING, Commit, Page, Query
 from saga_amqp.errors import StoreError
 from saga_amqp.stores.batches import Batches
+from saga_amqp.stores.enlisting import Tables
 from saga_amqp.stores.rows import Known, read_cursor
 from saga_amqp.stores.sqlite import looking, tables
 from saga_amqp.stores.sqlite.connection import Connection, Job, Synchronous
@@ -61,6 +62,11 @@ class SQLiteStore:
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._path}>"
 
+    @property
+    def tables(self) -> Tables:
+        """Where the tables are, for a connection of the user's own to the same file."""
+        return Tables("sqlite")
+
     async def __aenter__(self) -> Self:
         """Open the file, and make the tables in a new one. Cancelled, nothing stays open.
 
@@ -89,7 +95,7 @@ class SQLiteStore:
         """Close; what was asked for before is done first. Shielded from cancellation."""
         await self._leave()
 
-    async def create(self, saga: Saga, *, unpublished: bool = False) -> Saga:
+    async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """Keep a new saga, or return the one that has its key. Cancelled, it may have happened or not.
 
         Raises: SagaExistsError, StoreUnavailableError.
@@ -106,7 +112,7 @@ class SQLiteStore:
         """
         return await self._read(tables.load(saga_id, self._known.get(saga_id)), self._known.keep)
 
-    async def commit(self, saga: Saga, event: Event, *, unpublished: bool = False) -> None:
+    async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """Replace the saga if nobody else did. Cancelled, it may have happened or not.
 
         Raises: ConflictError, SagaNotFoundError, StoreUnavailableError.
@@ -206,8 +212,10 @@ class SQLiteStore:
         self._reader.open()
 
     def _close_file(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        try:
+            self._reader.close()
+        finally:
+            self._writer.close()
 
     async def _leave(self) -> None:
         if self._scope is not None:

@@ -37,7 +37,7 @@ class Head(msgspec.Struct, frozen=True):
 HEAD = ", ".join(Head.__struct_fields__).replace("saga_id", "id")
 
 
-def create(saga: Saga, *, unpublished: bool) -> Job[Saga | None]:
+def create(saga: Saga, *, unpublished: float | None) -> Job[Saga | None]:
     """Keep a new saga. The result is the saga that has its key already, else None."""
     options, snapshot = saga.plan.options, encode_saga(saga)
     head = (saga.id, saga.name, options.key, saga.state, saga.revision, saga.revision)
@@ -70,7 +70,7 @@ def create(saga: Saga, *, unpublished: bool) -> Job[Saga | None]:
     return job
 
 
-def commit(saga: Saga, event: Event, *, unpublished: bool) -> Job[None]:
+def commit(saga: Saga, event: Event, *, unpublished: float | None) -> Job[None]:
     """Replace a saga's head, if it is that of the revision before, and add a row to its history."""
     before, written = saga.revision - 1, encode_event(event)
     snapshot = encode_saga(saga) if snapshot_due(saga) else None
@@ -228,7 +228,7 @@ def _append(
     event: bytes | None,
     snapshot: bytes | None,
     *,
-    unpublished: bool,
+    unpublished: float | None,
 ) -> None:
     connection.execute(
         "INSERT INTO history (saga_id, revision, at, unpublished, event, snapshot) VALUES (?, ?, ?, ?, ?, ?)",
@@ -236,7 +236,7 @@ def _append(
             saga.id,
             saga.revision,
             saga.updated_at,
-            saga.updated_at if unpublished else None,
+            unpublished,
             event,
             snapshot,
         ),

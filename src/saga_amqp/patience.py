@@ -1,0 +1,99 @@
+"""What an engine does while its store cannot be reached: wait, and try again, with everything that it has in hand.
+
+No message is acknowledged meanwhile, so nothing is lost, and the broker hands over no more than the prefetch. What a
+handler has returned is kept, and the handler is not run again.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import ParamSpec, TypeVar
+
+import anyio
+
+from saga_amqp.backoff import pauses
+from saga_amqp.contracts import Commit, Store
+from saga_amqp.errors import StoreUnavailableError
+from saga_core import Event, Saga
+
+logger = logging.getLogger("saga_amqp.store")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class PatientStore:
+    """The part of a store that engines use. Cancel any call at any time.
+
+    A commit that is tried again may have happened the first time. Then it meets a conflict with itself, and whoever
+    decides anew on the saga as it stands finds the event applied.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        # By method: a full disk can be read and not written.
+        self._away_since: dict[str, float] = {}
+
+    async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
+        """See `contracts.Store.create`."""
+        return await self._call("create a saga", self._store.create, saga, unpublished=unpublished)
+
+    async def load(self, saga_id: str) -> Saga:
+        """See `contracts.Store.load`."""
+        return await self._call("load a saga", self._store.load, saga_id)
+
+    async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
+        """See `contracts.Store.commit`."""
+        await self._call("commit", self._store.commit, saga, event, unpublished=unpublished)
+
+    async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
+        """See `contracts.Store.history`."""
+        return await self._call("read a history", self._store.history, saga_id)
+
+    async def claim_due(self, before: float, until: float, limit: int) -> Sequence[str]:
+        """See `contracts.Store.claim_due`."""
+        return await self._call("look for timers", self._store.claim_due, before, until, limit)
+
+    async def claim_unpublished(self, before: float, until: float, limit: int) -> Sequence[Commit]:
+        """See `contracts.Store.claim_unpublished`."""
+        return await self._call(
+            "look for unpublished commits", self._store.claim_unpublished, before, until, limit
+        )
+
+    async def mark_published(self, commits: Collection[Commit]) -> None:
+        """See `contracts.Store.mark_published`."""
+        await self._call("mark published commits", self._store.mark_published, commits)
+
+    async def hinted(self) -> None:
+        """See `contracts.Store.hinted`."""
+        await self._call("listen", self._store.hinted)
+
+    def hint(self) -> None:
+        """See `contracts.Store.hint`."""
+        self._store.hint()
+
+    async def _call(
+        self, what: str, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        waiting = pauses()
+        while True:
+            try:
+                result = await method(*args, **kwargs)
+            except StoreUnavailableError as error:
+                self._gone(what, error)
+                await anyio.sleep(next(waiting))
+            else:
+                if self._away_since:
+                    self._back(what)
+                return result
+
+    def _gone(self, what: str, error: StoreUnavailableError) -> None:
+        """Log that it does not work, once, however many calls notice."""
+        if what not in self._away_since:
+            self._away_since[what] = time.monotonic()
+            logger.warning("The store cannot %s; what is in hand waits, and tries again: %s", what, error)
+
+    def _back(self, what: str) -> None:
+        """Log that it works again, once."""
+        if (since := self._away_since.pop(what, None)) is not None:
+            logger.warning("The store can %s again, after %.1f s", what, time.monotonic() - since)
