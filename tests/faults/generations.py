@@ -19,6 +19,9 @@ from .world import DEADLINE
 
 LifeT = TypeVar("LifeT", bound=msgspec.Struct)
 
+AT_ONCE = 12
+"""Lives."""
+
 Statuses = list[list[int]]
 """By generation and life: how it ended, 0 or less the signal that ended it."""
 
@@ -45,9 +48,21 @@ def main(kind: type[LifeT], live: Callable[[LifeT], Awaitable[None]]) -> None:
     __import__(backend)  # here, and not in every child
     statuses: Statuses = []
     for generation in msgspec.json.decode(sys.stdin.buffer.read(), type=list[list[kind]]):  # type: ignore[valid-type]
-        children = [_fork(life, live, backend) for life in generation]
-        statuses.append([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+        ended: dict[int, int] = {}
+        children: list[int] = []
+        for life in generation:
+            if len(children) - len(ended) == AT_ONCE:
+                _wait(ended)
+            children.append(_fork(life, live, backend))
+        while len(ended) < len(children):
+            _wait(ended)
+        statuses.append([ended[child] for child in children])
     print(msgspec.json.encode(statuses).decode(), flush=True)
+
+
+def _wait(ended: dict[int, int]) -> None:
+    child, status = os.wait()
+    ended[child] = os.waitstatus_to_exitcode(status)
 
 
 def _fork(life: LifeT, live: Callable[[LifeT], Awaitable[None]], backend: str) -> int:

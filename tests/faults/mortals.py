@@ -6,7 +6,7 @@ Run by `generations`. Each life has a store and queues that only its successors 
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import anyio
@@ -28,7 +28,7 @@ from saga_core import (
     Step,
     StepError,
 )
-from tests.engine.world import Handlers, Services, steps
+from tests.engine.world import Handlers, Services, Watch, steps
 
 from .durable import Place, WrittenDown
 from .generations import main
@@ -201,28 +201,39 @@ async def live(life: Life) -> None:
         is_time = True
         await anyio.sleep_forever()
 
-    async with (
-        life.place.open() as world.store,
-        world.running(
-            observer=die,
+    def running(observer: Callable[[Moment], None]) -> AbstractAsyncContextManager[Manager]:
+        return world.running(
+            observer=observer,
             republish_after=0.5,
             step_handlers=last(world.services.handlers("do")),
             compensation_handlers=last(world.services.handlers("undo")),
-        ) as manager,
-    ):
+        )
+
+    async with life.place.open() as world.store:
         if life.point is not None:
-            await act(manager)
-        await bring_to_rest(manager, scene)
-        await world.until_all_is_acknowledged()
+            async with running(die) as manager:
+                await act(manager)
+        await bring_to_rest(world, running, scene)
 
 
-async def bring_to_rest(manager: Manager, scene: Scene) -> None:
-    while sagas := await manager.list_active():
-        for saga in sagas:
-            if scene.act == "complete":
-                with suppress(TransportError):
-                    await manager.complete(saga.token("a", "execute"))
-            await manager.wait(saga.id)
+async def bring_to_rest(
+    world: RabbitWorld,
+    running: Callable[[Callable[[Moment], None]], AbstractAsyncContextManager[Manager]],
+    scene: Scene,
+) -> None:
+    """Run engines until all sagas rest and no message is left; what a stopping engine had been sent comes back."""
+    while True:
+        world.watch = Watch()
+        async with running(world.watch) as manager:
+            while sagas := await manager.list_active():
+                for saga in sagas:
+                    if scene.act == "complete":
+                        with suppress(TransportError):
+                            await manager.complete(saga.token("a", "execute"))
+                    await manager.wait(saga.id)
+            await world.until_all_is_acknowledged()
+        if not any(world.ready()):
+            return
 
 
 if __name__ == "__main__":
