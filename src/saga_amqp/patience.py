@@ -36,11 +36,11 @@ class PatientStore:
 
     async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """See `contracts.Store.create`."""
-        return await self._call("create", self._store.create, saga, unpublished=unpublished)
+        return await self._call("create a saga", self._store.create, saga, unpublished=unpublished)
 
     async def load(self, saga_id: str) -> Saga:
         """See `contracts.Store.load`."""
-        return await self._call("load", self._store.load, saga_id)
+        return await self._call("load a saga", self._store.load, saga_id)
 
     async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """See `contracts.Store.commit`."""
@@ -48,23 +48,25 @@ class PatientStore:
 
     async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
         """See `contracts.Store.history`."""
-        return await self._call("history", self._store.history, saga_id)
+        return await self._call("read a history", self._store.history, saga_id)
 
     async def claim_due(self, before: float, until: float, limit: int) -> Sequence[str]:
         """See `contracts.Store.claim_due`."""
-        return await self._call("claim_due", self._store.claim_due, before, until, limit)
+        return await self._call("look for timers", self._store.claim_due, before, until, limit)
 
     async def claim_unpublished(self, before: float, until: float, limit: int) -> Sequence[Commit]:
         """See `contracts.Store.claim_unpublished`."""
-        return await self._call("claim_unpublished", self._store.claim_unpublished, before, until, limit)
+        return await self._call(
+            "look for unpublished commits", self._store.claim_unpublished, before, until, limit
+        )
 
     async def mark_published(self, commits: Collection[Commit]) -> None:
         """See `contracts.Store.mark_published`."""
-        await self._call("mark_published", self._store.mark_published, commits)
+        await self._call("mark published commits", self._store.mark_published, commits)
 
     async def hinted(self) -> None:
         """See `contracts.Store.hinted`."""
-        await self._call("hinted", self._store.hinted)
+        await self._call("listen", self._store.hinted)
 
     def hint(self) -> None:
         """See `contracts.Store.hint`."""

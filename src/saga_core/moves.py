@@ -185,7 +185,14 @@ def give_up(draft: Draft, position: int, record: Progress) -> None:
     draft.running &= ~bit
     attempt = record.attempt - 1 if record.waiting else record.attempt
     record = replace(
-        record, state=FAILED, attempt=attempt, waiting=False, deferred=False, until=None, expires=None
+        record,
+        state=FAILED,
+        attempt=attempt,
+        waiting=False,
+        deferred=False,
+        until=None,
+        expires=None,
+        cause=record.error if record.unknown else None,
     )
     put(draft, position, record)
     if past_pivot(draft):
@@ -263,7 +270,7 @@ def undone(draft: Draft, position: int, record: Progress) -> None:
             record,
             state=COMPENSATED,
             compensation_attempt=record.compensation_attempt - record.waiting,
-            error=record.error if record.unknown else None,
+            error=record.cause,
             waiting=False,
             deferred=False,
             until=None,
