@@ -179,9 +179,9 @@ class Worker:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, *arguments: str) -> AsyncIterator[Self]:
+    async def start(cls, *arguments: str, module: str = "worker") -> AsyncIterator[Self]:
         """Start a worker; it does not outlive the test."""
-        command = [sys.executable, "-W", "error", "-m", "tests.faults.worker", *arguments]
+        command = [sys.executable, "-W", "error", "-m", f"tests.faults.{module}", *arguments]
         async with await anyio.open_process(command, stderr=None) as process:
             try:
                 yield cls(process)
