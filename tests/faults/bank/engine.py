@@ -4,17 +4,15 @@ python -m tests.faults.bank.engine SETTING BACKEND
 """
 
 import signal
-import sys
 
 import anyio
-import msgspec
 from anyio.abc import TaskStatus
 
 from saga_amqp import Manager
 
 from .handlers import handlers
 from .ledger import Ledger
-from .setting import Setting, manager_for
+from .setting import Setting, manager_for, run
 
 
 async def stop_when_told(manager: Manager, *, task_status: TaskStatus[None]) -> None:
@@ -36,4 +34,4 @@ async def main(setting: Setting) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, msgspec.json.decode(sys.argv[1], type=Setting), backend=sys.argv[2])
+    run(main)

@@ -1,10 +1,12 @@
-"""What every process of a trial is told, in its one argument; and how it comes to its store and its broker."""
+"""What every process of a trial is told, and how it comes to its store and its broker."""
 
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 import anyio
+import msgspec
 from msgspec import Struct
 
 from saga_amqp import AmqpTransport, Config, Manager, Registry, StoreUnavailableError, TransportError
@@ -26,6 +28,15 @@ class Setting(Struct, frozen=True):
     amqp: str
     store: str
     ledger: str
+
+
+def run(main: Callable[[Setting], Awaitable[None]]) -> None:
+    """Run a process of a trial, whose arguments are the setting and the event loop."""
+    setting, loop = msgspec.json.decode(sys.argv[1], type=Setting), sys.argv[2]
+    if loop == "trio":
+        anyio.run(main, setting, backend="trio")
+    else:
+        anyio.run(main, setting, backend_options={"use_uvloop": loop == "uvloop"})
 
 
 def config(registry: Registry) -> Config:

@@ -1,22 +1,20 @@
 """A process that starts the transfers of a trial, each with its key. Killed and run again, it begins with the first.
 
-    python -m tests.faults.bank.starter SETTING BACKEND
+    python -m tests.faults.bank.starter SETTING asyncio|uvloop|trio
 
 It starts what the trial has released, and each transfer until that succeeds, but never lets too many be under way. It
 ends when all rest, and those that are to be called back are being undone.
 """
 
-import sys
 from pathlib import Path
 
 import anyio
-import msgspec
 
 from saga_amqp import Manager, StoreUnavailableError, TransportError
 
 from .handlers import handlers
 from .ledger import Ledger
-from .setting import PAUSE, Setting, manager_for
+from .setting import PAUSE, Setting, manager_for, run
 from .transfers import NAME, Transfer, transfers
 
 UNDER_WAY = 60
@@ -62,4 +60,4 @@ async def main(setting: Setting) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, msgspec.json.decode(sys.argv[1], type=Setting), backend=sys.argv[2])
+    run(main)

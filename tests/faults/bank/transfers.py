@@ -22,14 +22,14 @@ OPENING = 1_000_000
 
 FAILING = 0.2
 CALLED_BACK = 0.05
-TROUBLED = 0.15
+TROUBLED = 0.25
 
 Trouble = Literal["refuses", "breaks", "forgets", "hangs"]
 """What happens in an attempt: an error before its transaction, or within it, or after it has committed; or no end."""
 
 TROUBLES: tuple[Trouble, ...] = ("refuses", "breaks", "forgets", "hangs")
 
-RETRY = RetryPolicy(max_attempts=None, initial_delay=0.05, max_delay=1.0)
+RETRY = RetryPolicy(max_attempts=None, initial_delay=0.3, max_delay=1.0)
 TIMEOUT = 1.0
 """Seconds, for an attempt that hangs."""
 

@@ -28,7 +28,7 @@ from .setting import Setting
 
 ROOT = Path(__file__).parents[3]
 
-BACKENDS = ("asyncio", "trio", "asyncio")
+LOOPS = ("asyncio", "trio", "uvloop")
 """One engine for each."""
 
 Kill = Literal["engine", "all engines", "starter", "broker", "database", "blackout", "stop", "freeze"]
@@ -69,7 +69,7 @@ class Engine(NamedTuple):
     """A process that runs handlers, on one of the event loops, and what it says."""
 
     process: "subprocess.Popen[bytes]"
-    backend: str
+    loop: str
     log: Path
 
     @property
@@ -89,7 +89,7 @@ class Trial:
         self._rabbit = rabbit
         self._postgres = postgres
         self._own = own
-        self._chance = random.Random(load.seed)
+        self._chance = random.Random()
         self._started = 0
         self._began = 0.0
         self._engines: list[Engine] = []
@@ -98,20 +98,23 @@ class Trial:
 
     def run(self) -> None:
         """Run the load, strike at random, and let everything come to rest. Raises: Died, Restless, ServerError."""
-        self._engines += [self._start_engine(backend) for backend in BACKENDS]
+        self._engines += [self._start_engine(loop) for loop in LOOPS]
         self._until(lambda: all(engine.runs for engine in self._engines), "engines do not begin")
         order: list[Kill] = [kind for kind, count in self._load.kills.items() for _ in range(count)]
-        self._chance.shuffle(order)
+        random.Random(self._load.seed).shuffle(order)
         self._release(0)
         self._began = time.monotonic()
         self._starter = self._start_starter()
         half = self._setting.sagas / len(order) / 2
         for number, kind in enumerate(order, 1):
+            # Anew for each, so that nothing that a machine is slow at changes what comes later.
+            self._chance = random.Random(f"{self._load.seed}/{number}")
             self._release(round((2 * number - 1) * half))
             time.sleep(self._chance.uniform(*self._load.pauses))
             self._release(round(2 * number * half))
             self._until(lambda: anyio.run(under_way, self._setting) > 0, "no saga is under way")
             time.sleep(self._chance.uniform(0, LONGEST_AIM))
+            self._see_that_all_live()
             self._strike(kind)
         try:
             starter = self._starter
@@ -147,8 +150,7 @@ class Trial:
             case "freeze":
                 self._freeze(victim)
             case "starter":
-                assert self._starter is not None
-                self._own.end(self._starter)
+                self._kill_starter()
                 self._starter = self._start_starter()
             case "broker":
                 # Else it may forget its queues.
@@ -171,10 +173,24 @@ class Trial:
         for victim in victims:
             os.kill(victim.process.pid, signal.SIGKILL)
         for victim in victims:
-            self._own.end(victim.process)
+            self._bury(victim)
         self._be_away()
         for victim in victims:
             self._replace(victim)
+
+    def _kill_starter(self) -> None:
+        assert self._starter is not None
+        self._own.end(self._starter)
+        if (status := self._starter.returncode) not in (0, -signal.SIGKILL):
+            raise Died(
+                f"The starter ended with status {status}.\n{said(self._own.directory / 'starter.log')}"
+            )
+
+    def _bury(self, victim: Engine) -> None:
+        """Wait for the end of an engine that was killed, and see that it has not ended by itself before."""
+        self._own.end(victim.process)
+        if (status := victim.process.returncode) != -signal.SIGKILL:
+            raise Died(f"An engine ended by itself, with status {status}.\n{said(victim.log)}")
 
     def _meanwhile(self, victim: Engine) -> None:
         """Let time pass while a server is away; perhaps an engine ends, and the next one comes to find it away."""
@@ -191,18 +207,17 @@ class Trial:
 
     def _black_out(self) -> None:
         """Kill everything there is, as if the machine lost its power; then start all of it, in any order."""
-        assert self._starter is not None
         self._rabbit.write_down()
         for engine in self._engines:
             os.kill(engine.process.pid, signal.SIGKILL)
         self._rabbit.kill()
         if self._postgres is not None:
             self._postgres.kill()
-        self._own.end(self._starter)
+        self._kill_starter()
 
         def restart_engines() -> None:
             for victim in self._engines.copy():
-                self._own.end(victim.process)
+                self._bury(victim)
                 self._replace(victim)
             self._starter = self._start_starter()
 
@@ -219,22 +234,22 @@ class Trial:
         os.kill(victim.process.pid, signal.SIGCONT)
 
     def _replace(self, victim: Engine) -> None:
-        self._engines[self._engines.index(victim)] = self._start_engine(victim.backend)
+        self._engines[self._engines.index(victim)] = self._start_engine(victim.loop)
 
     def _be_away(self) -> None:
         time.sleep(self._chance.uniform(0, LONGEST_ABSENCE))
 
-    def _start_engine(self, backend: str) -> Engine:
+    def _start_engine(self, loop: str) -> Engine:
         self._started += 1
         log = f"engine-{self._started}.log"
-        return Engine(self._start("engine", backend, log), backend, self._own.directory / log)
+        return Engine(self._start("engine", loop, log), loop, self._own.directory / log)
 
     def _start_starter(self) -> "subprocess.Popen[bytes]":
         return self._start("starter", "asyncio", "starter.log")
 
-    def _start(self, module: str, backend: str, log: str) -> "subprocess.Popen[bytes]":
+    def _start(self, module: str, loop: str, log: str) -> "subprocess.Popen[bytes]":
         setting = msgspec.json.encode(self._setting).decode()
-        command = [sys.executable, "-W", "error", "-m", f"tests.faults.bank.{module}", setting, backend]
+        command = [sys.executable, "-W", "error", "-m", f"tests.faults.bank.{module}", setting, loop]
         return self._own.start(command, log, os.environ | {"PYTHONPATH": str(ROOT)})
 
     def _stop(self, engines: list[Engine]) -> None:
