@@ -22,7 +22,7 @@ from saga_amqp import (
 from saga_amqp.contracts import Store
 from saga_amqp.testing.orders import AT, apply, charged, order, reserved, same, shipped
 from saga_core import Saga, UnknownStepError, new_saga, outstanding
-from tests.faults.durable import check_histories
+from tests.histories import check_histories
 
 NOW = AT + 100
 STUBBORN = RetryPolicy(max_attempts=5)
