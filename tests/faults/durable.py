@@ -7,12 +7,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from saga_amqp import SagaState, SQLiteStore
-from saga_amqp.contracts import Query, Store
-from saga_amqp.stores.looking import find_all
+from saga_amqp import SQLiteStore
 from saga_amqp.stores.postgres import PostgresStore
-from saga_core import Saga
-from saga_core.testing import replay
 
 
 class Place(Struct, frozen=True):
@@ -26,14 +22,6 @@ class Place(Struct, frozen=True):
         if self.url.startswith("postgresql://"):
             return PostgresStore(self.url, schema=self.schema, upgrade=True, **changes)
         return SQLiteStore(self.url, **changes)
-
-
-async def check_histories(store: Store) -> list[Saga]:
-    """See that the history of every saga leads, event by event, to what is stored; return the sagas, oldest first."""
-    sagas = await find_all(store, Query(states=frozenset(SagaState)))
-    for saga in sagas:
-        assert (told := replay(*await store.history(saga.id), saga)), f"saga {saga.id}: {told.why}"
-    return sagas
 
 
 class WrittenDown(list[str]):

@@ -11,8 +11,8 @@ from saga_amqp import Manager, Moment, Options, Point, Saga, Step, StepError, St
 from saga_amqp.contracts import Store
 from saga_core import Command, Compensate, Execute
 from tests.engine.world import steps
+from tests.histories import check_histories
 
-from .durable import check_histories
 from .world import RabbitWorld
 
 SAGAS = 60

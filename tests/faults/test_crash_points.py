@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from saga_amqp import Point, SagaState
+from tests.histories import check_histories
 
-from .durable import Place, check_histories, written_down
+from .durable import Place, written_down
 from .generations import run_generations
 from .mortals import SCENES, Life, Scene
 from .world import messages_ready

@@ -17,11 +17,12 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
+from tests.histories import check_histories
 from tests.postgres import PostgreSQL
 from tests.stores.test_sqlite_trouble import SMALL_DISK
 from tests.test_servers import ROOT
 
-from .durable import Place, check_histories, written_down
+from .durable import Place, written_down
 from .load import KINDS_OF_CALLS, Load, Said
 from .slow import Slow
 from .world import DEADLINE, RabbitWorld, Worker

@@ -33,10 +33,11 @@ from saga_amqp.stores.sqlite import upgrade
 from saga_core import DefinitionError
 from tests.barrier.banks import ASYNC_KINDS, KINDS, PATIENCE, sqlalchemy_url
 from tests.engine.world import steps
+from tests.histories import check_histories
 from tests.postgres import External, PostgreSQL
 
 from .customers import MOMENTS, Life, options, place_order, place_order_async
-from .durable import Place, check_histories, counted
+from .durable import Place, counted
 from .generations import run_generations
 from .world import RabbitWorld
 
