@@ -1,4 +1,4 @@
-"""The door: `python -m benchmarks [core] [relay] [--quick] [--json]`."""
+"""The door: `python -m benchmarks [core] [relay] [storage] [--quick] [--json]`."""
 
 import argparse
 import importlib
@@ -8,7 +8,7 @@ import msgspec
 
 from benchmarks.runner import Report, text
 
-QUESTIONS = ("core", "relay")
+QUESTIONS = ("core", "relay", "storage")
 
 
 def main() -> None:

@@ -3,24 +3,20 @@
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 from ulid import ULID
 
 from saga_amqp.config import Config
 from saga_amqp.connections import Dialect, adapt, adapt_async
 from saga_amqp.contracts import EVERYTHING, Page, Query, Store, Transport
-from saga_amqp.engine import Engine
-from saga_amqp.errors import ManagerError, RefusedError, StoreError, TransportError
+from saga_amqp.errors import RefusedError, StoreError, TransportError
 from saga_amqp.execution import decide
+from saga_amqp.lifecycle import Lifecycle
 from saga_amqp.observer import Moment, Point
-from saga_amqp.outgoing import Outgoing
-from saga_amqp.patience import PatientStore
-from saga_amqp.reconnecting import Reconnecting
 from saga_amqp.stores.enlisting import InDatabase, enlist
 from saga_amqp.stores.looking import RUNNING, find_all
 from saga_amqp.work import Work, perform, perform_async
@@ -49,9 +45,6 @@ from saga_core import (
     succeeded,
 )
 from saga_core.options import NO_OPTIONS
-
-# Seconds for the last notes to the store.
-GOODBYE = 5.0
 
 
 def _new_id() -> str:
@@ -83,20 +76,13 @@ class Manager:
         new_id: Callable[[], str] = _new_id,
         new_secret: Callable[[], str] = _new_secret,
     ) -> None:
-        self._broker = None if transport is None else Reconnecting(transport, config.topology())
+        self._life = Lifecycle(transport, store, config, clock)
+        self._outgoing = self._life.outgoing
         self._store = store
-        self._patient = PatientStore(store)
-        self._outgoing = Outgoing(self._broker, self._patient, config, clock)
         self._config = config
         self._clock = clock
         self._new_id = new_id
         self._new_secret = new_secret
-        self._engine: Engine | None = None
-        self._ended = anyio.Event()
-        self._stack = AsyncExitStack()
-        self._scope: anyio.CancelScope | None = None
-        self._tasks: TaskGroup | None = None
-        self._life = "new"
 
     async def __aenter__(self) -> Self:
         """Connect, and declare what is missing on the broker.
@@ -104,35 +90,14 @@ class Manager:
         Raises: ConnectFailedError, AuthenticationError, VirtualHostError, TopologyError; ManagerError when entered
         a second time.
         """
-        if self._life != "new":
-            raise ManagerError(f"This manager is {self._life}; make a new one")
-        self._life = "opening"
-        # The scope lies around the task group, so that leaving both can be shielded.
-        self._scope = self._stack.enter_context(anyio.CancelScope())
-        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
-        try:
-            if self._broker is not None:
-                await self._broker.open(self._tasks)
-            self._tasks.start_soon(self._outgoing.run)
-        except BaseException:
-            await self._leave()
-            raise
-        self._life = "open"
+        await self._life.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close, as `close` does."""
-        await self._leave()
-
-    async def _leave(self) -> None:
-        try:
-            await self.close()
-        finally:
-            assert self._scope is not None
-            self._scope.shield = True
-            await self._stack.aclose()
+        await self._life.leave()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run handlers for arriving messages until `stop`; meant for `await task_group.start(manager.run)`.
@@ -142,26 +107,14 @@ class Manager:
         Raises: ManagerError when it is running already, or has no transport; TransportError, StoreError, but not for a
         broker or a store that is away: it waits for them.
         """
-        self._check_open()
-        if self._engine is not None:
-            raise ManagerError("This manager is running already; one manager runs one engine at a time")
-        if self._broker is None:
-            raise ManagerError("This manager has no transport, and cannot run handlers")
-        self._engine = engine = Engine(self._broker, self._patient, self._config, self._clock, self._outgoing)
-        self._ended = anyio.Event()
-        try:
-            await engine.run(task_status)
-        finally:
-            self._engine = None
-            self._ended.set()
+        await self._life.run(task_status)
 
     def stop(self) -> None:
         """Stop `run` in an orderly way: no new messages, and the grace period for running handlers.
 
         Returns at once; `run` returns when it is done. Does nothing when nothing runs.
         """
-        if self._engine is not None:
-            self._engine.stop()
+        self._life.stop()
 
     async def close(self) -> None:
         """Stop `run` and wait for its end, then close the transport. Any later call raises ManagerError.
@@ -169,19 +122,7 @@ class Manager:
         Until then running handlers may still use the manager. Leaving the context does the same. Cancelled, it closes
         without waiting.
         """
-        try:
-            if self._engine is not None:
-                self.stop()
-                await self._ended.wait()
-        finally:
-            if self._life != "closed":
-                self._life = "closed"
-                with anyio.move_on_after(GOODBYE, shield=True):
-                    await self._outgoing.finish()
-            if self._broker is not None:
-                await self._broker.close()
-            if self._tasks is not None:
-                self._tasks.cancel_scope.cancel()
+        await self._life.close()
 
     async def start(
         self,
@@ -201,7 +142,7 @@ class Manager:
         saga is in the store, and a sweep will try to publish its first step again. Cancelled, or after
         StoreUnavailableError, it may be in the store, and then goes on: a key makes it safe to start it again.
         """
-        self._check_open()
+        self._life.check_open()
         saga = self._new(name, steps, context, options)
         commands = outstanding(saga)
         self._observe(Point.COMMITTING, saga.id)
@@ -230,7 +171,7 @@ class Manager:
         UnsupportedConnectionError; StoreError, when the store is in no database, or in another kind of one; whatever
         the driver raises.
         """
-        self._check_open()
+        self._life.check_open()
         adapted = adapt(connection)
         return perform(adapted, self._enlist(adapted.dialect, self._new(name, steps, context, options)))
 
@@ -250,7 +191,7 @@ class Manager:
 
         Raises: as `start_in`.
         """
-        self._check_open()
+        self._life.check_open()
         adapted = adapt_async(connection)
         work = self._enlist(adapted.dialect, self._new(name, steps, context, options))
         return await perform_async(adapted, work)
@@ -267,12 +208,12 @@ class Manager:
 
         Raises: SagaNotFoundError.
         """
-        self._check_open()
+        self._life.check_open()
         return await self._store.load(saga_id)
 
     async def list_active(self) -> Sequence[Saga]:
         """Return the sagas that are started or compensating, oldest first."""
-        self._check_open()
+        self._life.check_open()
         return await find_all(self._store, RUNNING)
 
     async def find(self, query: Query = EVERYTHING, *, limit: int = 100, cursor: str | None = None) -> Page:
@@ -280,12 +221,12 @@ class Manager:
 
         Raises: StoreError.
         """
-        self._check_open()
+        self._life.check_open()
         return await self._store.find(query, limit=limit, cursor=cursor)
 
     async def count(self) -> Mapping[SagaState, int]:
         """Return how many sagas there are in each state. Raises: StoreError."""
-        self._check_open()
+        self._life.check_open()
         return await self._store.count()
 
     async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
@@ -293,7 +234,7 @@ class Manager:
 
         Raises: SagaNotFoundError, StoreError.
         """
-        self._check_open()
+        self._life.check_open()
         return await self._store.history(saga_id)
 
     async def wait(self, saga_id: str) -> Saga:
@@ -301,7 +242,7 @@ class Manager:
 
         Raises: SagaNotFoundError.
         """
-        self._check_open()
+        self._life.check_open()
         return await self._store.rested(saga_id)
 
     async def compensate(self, saga_id: str, *, reason: str = "asked for", by: str = "") -> Saga:
@@ -427,8 +368,7 @@ class Manager:
 
     async def _publish(self, saga: Saga, commands: Sequence[Command]) -> None:
         """Publish the commands of the latest commit and wait until the broker has confirmed them all."""
-        if self._engine is not None:
-            self._engine.hold(saga)
+        self._life.hold(saga)
         if not commands:
             return
         try:
@@ -442,9 +382,3 @@ class Manager:
     def _observe(self, point: Point, saga_id: str) -> None:
         if self._config.observer is not None:
             self._config.observer(Moment(point, saga_id))
-
-    def _check_open(self) -> None:
-        if self._life != "open":
-            raise ManagerError(
-                f"This manager is {self._life}; use it inside `async with Manager(…) as manager`"
-            )

@@ -13,7 +13,7 @@ import anyio
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Commit
-from saga_amqp.errors import ConnectionLostError, TransportError
+from saga_amqp.errors import ConnectionLostError, StoreError, TransportError
 from saga_amqp.observer import Moment, Point
 from saga_amqp.patience import PatientStore
 from saga_amqp.reconnecting import Reconnecting
@@ -91,6 +91,10 @@ class Outgoing:
                     commits, self._published = self._published, []
                     try:
                         await self._store.mark_published(commits)
+                    except StoreError as error:
+                        logger.error(
+                            "%d published commits stay noted as unpublished: %s", len(commits), error
+                        )
                     except BaseException:
                         self._published += commits
                         raise

@@ -13,7 +13,7 @@ import anyio
 
 from saga_amqp.backoff import pauses
 from saga_amqp.contracts import Commit, Store
-from saga_amqp.errors import StoreUnavailableError
+from saga_amqp.errors import ConflictError, SagaExistsError, SagaNotFoundError, StoreUnavailableError
 from saga_core import Event, Saga
 
 logger = logging.getLogger("saga_amqp.store")
@@ -31,16 +31,19 @@ class PatientStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        # By method: a full disk can be read and not written.
-        self._away_since: dict[str, float] = {}
+        # It is back when no call waits any more, and not when one has worked: a disk that is full has room for
+        # something small now and then, and what finds nothing to write finds it in good order.
+        self._waiting = 0
+        self._complaints: set[str] = set()
+        self._away_since = 0.0
 
     async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """See `contracts.Store.create`."""
-        return await self._call("create", self._store.create, saga, unpublished=unpublished)
+        return await self._call("create a saga", self._store.create, saga, unpublished=unpublished)
 
     async def load(self, saga_id: str) -> Saga:
         """See `contracts.Store.load`."""
-        return await self._call("load", self._store.load, saga_id)
+        return await self._call("load a saga", self._store.load, saga_id)
 
     async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """See `contracts.Store.commit`."""
@@ -48,23 +51,25 @@ class PatientStore:
 
     async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
         """See `contracts.Store.history`."""
-        return await self._call("history", self._store.history, saga_id)
+        return await self._call("read a history", self._store.history, saga_id)
 
     async def claim_due(self, before: float, until: float, limit: int) -> Sequence[str]:
         """See `contracts.Store.claim_due`."""
-        return await self._call("claim_due", self._store.claim_due, before, until, limit)
+        return await self._call("look for timers", self._store.claim_due, before, until, limit)
 
     async def claim_unpublished(self, before: float, until: float, limit: int) -> Sequence[Commit]:
         """See `contracts.Store.claim_unpublished`."""
-        return await self._call("claim_unpublished", self._store.claim_unpublished, before, until, limit)
+        return await self._call(
+            "look for unpublished commits", self._store.claim_unpublished, before, until, limit
+        )
 
     async def mark_published(self, commits: Collection[Commit]) -> None:
         """See `contracts.Store.mark_published`."""
-        await self._call("mark_published", self._store.mark_published, commits)
+        await self._call("mark published commits", self._store.mark_published, commits)
 
     async def hinted(self) -> None:
         """See `contracts.Store.hinted`."""
-        await self._call("hinted", self._store.hinted)
+        await self._call("listen", self._store.hinted)
 
     def hint(self) -> None:
         """See `contracts.Store.hint`."""
@@ -74,24 +79,38 @@ class PatientStore:
         self, what: str, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         waiting = pauses()
-        while True:
-            try:
-                result = await method(*args, **kwargs)
-            except StoreUnavailableError as error:
-                self._gone(what, error)
-                await anyio.sleep(next(waiting))
-            else:
-                if self._away_since:
-                    self._back(what)
-                return result
+        waits = works = False
+        try:
+            while True:
+                try:
+                    result = await method(*args, **kwargs)
+                except StoreUnavailableError as error:
+                    self._waiting += not waits
+                    waits = True
+                    self._complain(what, error)
+                    await anyio.sleep(next(waiting))
+                else:
+                    works = True
+                    return result
+        except (ConflictError, SagaExistsError, SagaNotFoundError):
+            works = True
+            raise
+        finally:
+            if waits:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._rejoice(works)
 
-    def _gone(self, what: str, error: StoreUnavailableError) -> None:
-        """Log that it does not work, once, however many calls notice."""
-        if what not in self._away_since:
-            self._away_since[what] = time.monotonic()
+    def _complain(self, what: str, error: StoreUnavailableError) -> None:
+        """Log that something does not work, once, however many calls notice."""
+        if not self._complaints:
+            self._away_since = time.monotonic()
+        if what not in self._complaints:
+            self._complaints.add(what)
             logger.warning("The store cannot %s; what is in hand waits, and tries again: %s", what, error)
 
-    def _back(self, what: str) -> None:
-        """Log that it works again, once."""
-        if (since := self._away_since.pop(what, None)) is not None:
-            logger.warning("The store can %s again, after %.1f s", what, time.monotonic() - since)
+    def _rejoice(self, works: bool) -> None:
+        """Log that everything works again, if it does, and is not only given up: by an engine that ends."""
+        self._complaints.clear()
+        if works:
+            logger.warning("The store works again, after %.1f s", time.monotonic() - self._away_since)

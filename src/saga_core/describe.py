@@ -109,8 +109,9 @@ def _after(record: Progress) -> str:
 
 def _because(saga: Saga) -> str:
     for plan, record in zip(saga.plan.steps, saga.records(), strict=True):
-        if record.error is not None and record.compensation_attempt == 0:
-            return f", because step {plan.name!r} failed: {record.error.message}"
+        error = record.cause if record.compensation_attempt else record.error
+        if error is not None:
+            return f", because step {plan.name!r} failed: {error.message}"
     return ""
 
 

@@ -28,6 +28,7 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
     * `unknown`: an attempt ended without a known outcome, so it may have had its effect.
     * `skip`: somebody asked to skip the step when its turn comes.
     * `forgiven`: how many attempts no longer count against the retry policy, for a person asked for more.
+    * `cause`: with what error a step of unknown outcome was given up; `error` may have become its compensation's.
     """
 
     state: StepState = StepState.PENDING
@@ -45,6 +46,7 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
     unknown: bool = False
     skip: bool = False
     forgiven: int = 0
+    cause: Failure | None = None
 
     @property
     def is_out(self) -> bool:

@@ -123,14 +123,7 @@ def fail_attempt(draft: Draft, position: int, error: Failure, *, unknown: bool) 
     """Try a step again if its policy allows it; else give it up."""
     record = draft.record(position)
     step = draft.plan.steps[position]
-    record = replace(
-        record,
-        error=error,
-        executed_at=draft.at,
-        until=None,
-        deferred=False,
-        unknown=record.unknown or unknown,
-    )
+    record = replace(record, error=error, executed_at=draft.at, unknown=record.unknown or unknown)
     if draft.state is SAGA_STARTED and step.child is None:
         forward_only = past_pivot(draft)
         policy = step.retry or (PATIENT if forward_only else NO_RETRY)
@@ -185,7 +178,14 @@ def give_up(draft: Draft, position: int, record: Progress) -> None:
     draft.running &= ~bit
     attempt = record.attempt - 1 if record.waiting else record.attempt
     record = replace(
-        record, state=FAILED, attempt=attempt, waiting=False, deferred=False, until=None, expires=None
+        record,
+        state=FAILED,
+        attempt=attempt,
+        waiting=False,
+        deferred=False,
+        until=None,
+        expires=None,
+        cause=record.error if record.unknown else None,
     )
     put(draft, position, record)
     if past_pivot(draft):
@@ -263,7 +263,7 @@ def undone(draft: Draft, position: int, record: Progress) -> None:
             record,
             state=COMPENSATED,
             compensation_attempt=record.compensation_attempt - record.waiting,
-            error=record.error if record.unknown else None,
+            error=record.cause,
             waiting=False,
             deferred=False,
             until=None,

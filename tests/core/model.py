@@ -340,6 +340,7 @@ class Model:
 
     def _give_up(self, step: Record) -> None:
         step.update(state="failed", attempt=self._attempts_made(step), phase=None, until=None, expires=None)
+        step["why"] = step["error"] if step["unknown"] else None
         if not self._past_pivot():
             self._turn_round()
 
@@ -363,8 +364,7 @@ class Model:
     def _undone(self, step: Record) -> None:
         if step["phase"] == "waiting":
             step["undo_attempt"] -= 1
-        error = step["error"] if step["unknown"] else None
-        step.update(state="compensated", phase=None, until=None, error=error)
+        step.update(state="compensated", phase=None, until=None, error=step["why"])
 
     def _wait(self, step: Record, moment: float) -> None:
         step.update(phase="waiting", until=moment)
@@ -522,6 +522,7 @@ def blank() -> Record:
         "undo_attempt": 0,
         "output": {},
         "error": None,
+        "why": None,
         "executed_at": None,
         "phase": None,
         "until": None,

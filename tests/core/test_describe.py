@@ -76,6 +76,15 @@ SAID = {
     ),
     "undoing later": (at("a ok, b fails, undo a later"), "and waits for a callback for step 'a'."),
     "completed": (at("a ok, b ok, c ok"), "has completed."),
+    "undoing what may have had its effect": (
+        at("a lost, undo a busy", a={"compensation_retry": RetryPolicy(jitter=0)}),
+        "is being undone, because step 'a' failed: do_a is broken, and waits for attempt 2 of 'a' at "
+        f"{BORN + 3}, after 'undo_a is broken'.",
+    ),
+    "undone after all": (
+        at("a lost, undo a busy, retry, undo a#2 ok"),
+        "is undone, because step 'a' failed: do_a is broken.",
+    ),
     "undone": (at("a fails"), "is undone, because step 'a' failed: do_a is broken."),
     "undone as asked": (at("compensate, a ok, undo a ok"), "is undone."),
     "stuck": (

@@ -241,6 +241,14 @@ def test_a_compensation_that_is_tried_again_keeps_its_error_until_it_succeeds() 
     assert saga.step("a").compensation_attempt == 2
 
 
+def test_a_step_of_unknown_outcome_says_what_became_of_it_when_its_compensation_succeeds() -> None:
+    saga = play(saga_of("a b"), "a lost, undo a fails").saga
+    assert saga.step("a").error == error_of("undo_a")
+    for events in ("compensate, undo a#2 ok", "resolve a compensated"):
+        step = play(saga, events).saga.step("a")
+        assert (step.state, step.error) == ("compensated", error_of("do_a"))
+
+
 IGNORED = {
     # Results that came twice.
     "of a step": ("a b", "a ok", "a ok", "execute"),

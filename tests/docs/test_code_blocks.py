@@ -28,6 +28,7 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
         text=True,
         timeout=120,
         check=False,
+        cwd=tmp_path,  # what a page writes is gone afterwards
     )
     assert ran.returncode == 0, ran.stderr
     printed = [line.rstrip() for line in ran.stdout.splitlines()]

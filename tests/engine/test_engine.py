@@ -1058,7 +1058,7 @@ async def test_an_engine_keeps_nothing_of_what_is_done(world: World) -> None:
         for _ in range(20):
             await manager.wait((await manager.start("s", steps("a", "b"))).id)
         await anyio.wait_all_tasks_blocked()
-        engine = weakref.ref(manager._engine)  # type: ignore[arg-type]
+        engine = weakref.ref(manager._life._engine)  # type: ignore[arg-type]
         gc.collect()
         left = [one for one in gc.get_objects() if isinstance(one, InHand) and one._engine is engine()]
         assert left == []

@@ -20,7 +20,7 @@ from saga_amqp.stores.postgres.failures import READ_ONLY, is_collision, is_lost,
 
 Row = tuple[Any, ...]
 Connection = psycopg.Connection[Row]
-Statement = tuple[bytes, Sequence[object]]
+Statement = tuple[bytes, Sequence[object] | None]
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -34,17 +34,22 @@ PATIENCE = 5.0
 TRIES = 8
 PAUSE = 0.01
 
-# Prepared statements are planned when the tables are small, and the plans are kept while they grow. What is right for
-# large tables is no worse for small ones: by the index, one row after the other.
+# Prepared statements are planned once: planning takes longer than a lone commit. That is when the tables are small, and
+# the plans are kept while they grow. What is right for large tables is no worse for small ones: by the index, one row
+# after the other.
 SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
     ('statement_timeout', %s), ('lock_timeout', %s), ('idle_in_transaction_session_timeout', %s),
-    ('default_transaction_isolation', 'read committed'), ('jit', 'off'),
+    ('default_transaction_isolation', 'read committed'), ('jit', 'off'), ('plan_cache_mode', 'force_generic_plan'),
     ('enable_seqscan', 'off'), ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off')
 ) AS setting (name, value)"""
 
 
 class Link:
-    """A connection to a database, whenever there is one. `timeout`: seconds that a statement may take."""
+    """A connection to a database, whenever there is one.
+
+    `timeout`: seconds that a statement may take. `process` is the number of the server's process behind the latest
+    connection.
+    """
 
     def __init__(self, address: Address, timeout: float) -> None:
         self._address = address
@@ -52,12 +57,7 @@ class Link:
         self._connection: Connection | None = None
         self._handle: socket.socket | None = None
         self._busy_since: float | None = None
-
-    @property
-    def process(self) -> int:
-        """The number of the server's process behind it, 0 where there is no connection."""
-        connection = self._connection
-        return 0 if connection is None or connection.closed else connection.pgconn.backend_pid
+        self.process = 0
 
     def answer(
         self,
@@ -119,7 +119,7 @@ class Link:
             connection = psycopg.connect("", autocommit=True, **self._address.secret)
         except psycopg.Error as error:
             raise not_reached(error, self._address) from error
-        self._connection = connection
+        self._connection, self.process = connection, connection.pgconn.backend_pid
         self._handle = socket.socket(fileno=os.dup(connection.pgconn.socket))
         try:
             timeouts = [f"{seconds * 1000:.0f}" for seconds in (self._timeout, LOCK_TIMEOUT, self._timeout)]
@@ -161,7 +161,8 @@ def execute(connection: Connection, statements: Sequence[Statement]) -> list[lis
 
 def _execute(connection: Connection, statement: Statement) -> "psycopg.Cursor[Row]":
     query, parameters = statement
-    return connection.execute(query, parameters, prepare=True, binary=True)
+    # What has no parameters is composed for this one time.
+    return connection.execute(query, parameters, prepare=parameters is not None, binary=True)
 
 
 def _is_alive(connection: Connection) -> bool:

@@ -85,7 +85,7 @@ class Reader:
             if isinstance(job, Find):
                 yield Part([place], self._find(job), partial(_page, job.limit))
             elif isinstance(job, Count):
-                yield Part([place], (self._count, ()), _counted)
+                yield Part([place], (self._count, None), _counted)
             elif isinstance(job, Ended):
                 yield Part([place], (self._ended, (job.saga_ids, sorted(ACTIVE))), _ids)
 
@@ -100,18 +100,26 @@ class Reader:
         query = job.query
         wanted: list[tuple[LiteralString, object]] = []
         if query.states != frozenset(SagaState):
-            wanted.append(("state = ANY(%s)", sorted(query.states)))
+            wanted.append((" AND state = ANY({})", sorted(state.value for state in query.states)))
         if query.name is not None:
-            wanted.append(("name = %s", query.name))
+            wanted.append((" AND name = {}", query.name))
         if query.tags:
-            wanted.append(("tags @> %s::jsonb", encode_tags(query.tags)))
+            wanted.append((" AND tags @> {}::jsonb", encode_tags(query.tags)))
         if query.created_before is not None:
-            wanted.append(("created_at < %s", query.created_before))
+            wanted.append((" AND created_at < {}", query.created_before))
         if query.updated_before is not None:
-            wanted.append(("updated_at < %s", query.updated_before))
-        conditions = sql.SQL("").join(sql.SQL(" AND ") + sql.SQL(condition) for condition, _ in wanted)
-        values = [*read_cursor(job.cursor), *(value for _, value in wanted), job.limit + 1]
-        return compose(FIND, self._schema, wanted=conditions), values
+            wanted.append((" AND updated_at < {}", query.updated_before))
+        created_at, saga_id = read_cursor(job.cursor)
+        # As literals, so that it is planned for what is looked for.
+        text = compose(
+            FIND,
+            self._schema,
+            created_at=sql.Literal(created_at),
+            id=sql.Literal(saga_id),
+            wanted=sql.SQL("").join(sql.SQL(text).format(sql.Literal(value)) for text, value in wanted),
+            limit=sql.Literal(job.limit + 1),
+        )
+        return text, None
 
 
 def encode_tags(tags: Mapping[str, str]) -> str | None:

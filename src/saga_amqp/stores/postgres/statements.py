@@ -8,18 +8,20 @@ from saga_core.states import RESTING
 
 
 def compose(text: LiteralString, schema: str, **more: "sql.Composable") -> bytes:
-    """Put names and constants into a statement that is executed with parameters."""
+    """Put names and constants into a statement."""
     names = {
         "schema": sql.Identifier(schema),
         "rest": sql.Literal(rest_channel(schema)),
         "hint": sql.Literal(hint_channel(schema)),
         "resting": sql.Literal(sorted(RESTING)),
     }
-    # A percent sign in a name is none of a placeholder.
+    has_parameters = "%" in text
     written = {
-        name: sql.SQL(cast("Any", value.as_string(None).replace("%", "%%"))) for name, value in names.items()
+        # Beside placeholders, a percent sign that is none of them is written twice.
+        name: sql.SQL(cast("Any", value.as_string(None).replace("%", "%%" if has_parameters else "%")))
+        for name, value in (names | more).items()
     }
-    return sql.SQL(text).format(**written, **more).as_bytes(None)
+    return sql.SQL(text).format(**written).as_bytes(None)
 
 
 # Reading ----------------------------------------------------------------------------------------------------------
@@ -45,8 +47,8 @@ ORDER BY ask.place, log.revision"""
 FIND = f"""SELECT saga.place, saga.id, saga.revision, log.revision, log.event, log.snapshot
 FROM (
     SELECT id, revision, base, created_at, updated_at, row_number() OVER (ORDER BY created_at, id) AS place
-    FROM {{schema}}.sagas WHERE (created_at, id) > (%s, %s){{wanted}}
-    ORDER BY created_at, id LIMIT %s
+    FROM {{schema}}.sagas WHERE (created_at, id) > ({{created_at}}, {{id}}){{wanted}}
+    ORDER BY created_at, id LIMIT {{limit}}
 ) AS saga, (VALUES (NULL::integer, NULL::float8, NULL::float8)) AS ask (seen, born, at) {ROWS}
 ORDER BY saga.place, log.revision"""
 RECALL = """SELECT saga_id, event, CASE WHEN revision = 0 THEN snapshot END FROM {schema}.history

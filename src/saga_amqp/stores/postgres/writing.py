@@ -167,7 +167,7 @@ class Writer:
                 yield Part([place], (self._text[CLAIM_UNPUBLISHED], given), _left_over)
         hints = [place for place, _ in _of(Hint, jobs)]
         if hints:
-            yield Part(hints, (self._text[HINT], ()), lambda _: [None] * len(hints))
+            yield Part(hints, (self._text[HINT], None), lambda _: [None] * len(hints))
 
     def _explain(self, jobs: Sequence[Deed]) -> Sequence[Done | Lost | Exception]:
         """Tell those who have lost to whom; those who would not lose any more are still `LOST`."""

@@ -1,0 +1,115 @@
+"""The life of a manager: open, running, closed, and the tasks that live as long as it is open."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import anyio
+from anyio.abc import TaskStatus
+
+from saga_amqp.config import Config
+from saga_amqp.contracts import Store, Transport
+from saga_amqp.engine import Engine
+from saga_amqp.errors import ManagerError
+from saga_amqp.outgoing import Outgoing
+from saga_amqp.patience import PatientStore
+from saga_amqp.reconnecting import Reconnecting
+from saga_core import Saga
+
+# Seconds for the last notes to the store.
+GOODBYE = 5.0
+
+
+class Lifecycle:
+    """Opens and closes what a manager needs, once, and runs its engine. The methods are those of `Manager`."""
+
+    def __init__(
+        self, transport: Transport | None, store: Store, config: Config, clock: Callable[[], float]
+    ) -> None:
+        self._broker = None if transport is None else Reconnecting(transport, config.topology())
+        self._store = PatientStore(store)
+        self._config = config
+        self._clock = clock
+        self.outgoing = Outgoing(self._broker, self._store, config, clock)
+        self._engine: Engine | None = None
+        self._ended = anyio.Event()
+        self._stack = AsyncExitStack()
+        self._scope: anyio.CancelScope | None = None
+        self._end_tasks: Callable[[], None] = lambda: None
+        self._state = "new"
+
+    async def open(self) -> None:
+        """Connect, and declare what is missing on the broker. Cancelled, nothing stays open.
+
+        Raises: ConnectFailedError, AuthenticationError, VirtualHostError, TopologyError; ManagerError.
+        """
+        if self._state != "new":
+            raise ManagerError(f"This manager is {self._state}; make a new one")
+        self._state = "opening"
+        # The scope lies around the task group, so that leaving both can be shielded.
+        self._scope = self._stack.enter_context(anyio.CancelScope())
+        tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._end_tasks = tasks.cancel_scope.cancel
+        try:
+            if self._broker is not None:
+                await self._broker.open(tasks)
+            tasks.start_soon(self.outgoing.run)
+        except BaseException:
+            await self.leave()
+            raise
+        self._state = "open"
+
+    async def leave(self) -> None:
+        """Close, and wait for the background tasks."""
+        try:
+            await self.close()
+        finally:
+            if self._scope is not None:
+                self._scope.shield = True
+            await self._stack.aclose()
+
+    async def run(self, task_status: TaskStatus[None]) -> None:
+        """Run the engine until `stop`. Raises: ManagerError; what `Engine.run` raises."""
+        self.check_open()
+        if self._engine is not None:
+            raise ManagerError("This manager is running already; one manager runs one engine at a time")
+        if self._broker is None:
+            raise ManagerError("This manager has no transport, and cannot run handlers")
+        self._engine = engine = Engine(self._broker, self._store, self._config, self._clock, self.outgoing)
+        self._ended = anyio.Event()
+        try:
+            await engine.run(task_status)
+        finally:
+            self._engine = None
+            self._ended.set()
+
+    def stop(self) -> None:
+        """Let `run` end in an orderly way."""
+        if self._engine is not None:
+            self._engine.stop()
+
+    async def close(self) -> None:
+        """Stop `run` and wait for its end, then close the transport. Cancelled, it closes without waiting."""
+        try:
+            if self._engine is not None:
+                self.stop()
+                await self._ended.wait()
+        finally:
+            if self._state != "closed":
+                self._state = "closed"
+                with anyio.move_on_after(GOODBYE, shield=True):
+                    await self.outgoing.finish()
+            if self._broker is not None:
+                await self._broker.close()
+            self._end_tasks()
+
+    def hold(self, saga: Saga) -> None:
+        """Have the engine, if there is one, remember when time will next change something in a saga."""
+        if self._engine is not None:
+            self._engine.hold(saga)
+
+    def check_open(self) -> None:
+        """Raise ManagerError unless the manager is open."""
+        if self._state != "open":
+            raise ManagerError(
+                f"This manager is {self._state}; use it inside `async with Manager(…) as manager`"
+            )
