@@ -2,12 +2,15 @@
 # make bench   measure                 make check  format, lint and types
 # make fmt     write the format        make clean  remove what these have made
 # make docs    write what is generated in docs
+# make chaos MINUTES=10  move money while engines, broker and databases are killed, and see that no cent is lost; SEED=…
 # make mutation  break the core on purpose and see whether the tests notice: 20 minutes or more
 #
 # Everything runs in .venv, which is made from PYTHON with the versions of constraints.txt.
 
 PYTHON ?= python3
 ARGS ?=
+MINUTES ?= 10
+SEED ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench fmt clean dev docs mutation
+.PHONY: help demo test check bench fmt clean dev docs mutation chaos
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -44,6 +47,9 @@ fmt: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
+
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -W error -m tests.faults.bank --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutation: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutation.py $(ARGS)

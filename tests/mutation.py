@@ -75,6 +75,11 @@ KNOWN: dict[str, str] = {
     "machine: 0 → 1 in saga = Saga(plan, SAGA_STARTED, 0, blank, plan.created_at, ready=roots, wakes=never)": (
         "it becomes a draft, which has no revision"
     ),
+    "moves: record.until is None or record.until > draft.at → record.until is None": "only what is due is looked at",
+    "graph: 32 → 33 in CHUNK = 32": "how long the tuples of records are is a matter of speed",
+    "graph: True → False in for position, (name, wanted) in enumerate(zip(names, depends_on, strict=True)):": (
+        "the two are of one length"
+    ),
     "graph: 128 → 129": "how many graphs are remembered is a matter of memory",
     "graph: True → False in for position, (name, waiting) in enumerate(zip(names, dependents, strict=True)):": (
         "the two are of one length"
