@@ -31,7 +31,7 @@ async def run_generations(
 ) -> Statuses:
     """Have a module of this package, which calls `main`, live these lives."""
     command = [sys.executable, "-W", "error", "-m", f"tests.faults.{module}", backend]
-    with anyio.fail_after(2 * DEADLINE):
+    with anyio.fail_after(4 * DEADLINE):
         done = await anyio.run_process(
             command, input=msgspec.json.encode(generations), stderr=subprocess.STDOUT, check=False, cwd=ROOT
         )

@@ -100,14 +100,14 @@ FAILED_CHILD = "do.a do.d do.c undo.d undo.a"
 SCENES = {
     "action": Scene(EVERY, (Execute, "a"), lambda: steps("a", "b"), "do.a do.b", "do.a"),
     "last action": Scene(
-        tuple(point for point in EVERY if not point.startswith("publish")),
+        (Point.COMMITTING, Point.COMMITTED, Point.ACKNOWLEDGING),
         (Execute, "b"),
         lambda: steps("a", "b"),
         "do.a do.b",
         "do.b",
     ),
     "failing action": Scene(
-        EVERY,
+        (Point.HANDLER_ENDED, Point.COMMITTING, Point.COMMITTED, Point.PUBLISHED),
         (Execute, "b"),
         lambda: steps("a", "b"),
         "do.a do.b undo.a",

@@ -94,13 +94,16 @@ async def test_a_step_whose_worker_was_killed_is_done_by_another_process(
 # A store that is away ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["disk", "limit"])
 async def test_an_engine_goes_on_when_its_full_disk_has_room_again(
-    rabbit: RabbitWorld, anyio_backend_name: str, tmp_path: Path
+    how: str, rabbit: RabbitWorld, anyio_backend_name: str, tmp_path: Path
 ) -> None:
-    inside, how = [*SMALL_DISK, MOUNT, str(tmp_path)], "disk"
-    # Where nobody may mount anything, files that may not grow are a disk that is full, too.
-    if (await anyio.run_process([*inside, "true"], check=False)).returncode != 0:
-        inside, how = [], "limit"
+    inside: list[str] = []
+    if how == "disk":
+        inside = [*SMALL_DISK, MOUNT, str(tmp_path)]
+        # Where nobody may mount anything, files that may not grow are a disk that is full, too.
+        if (await anyio.run_process([*inside, "true"], check=False)).returncode != 0:
+            inside, how = [], "limit"
     arguments = [rabbit.url, rabbit.prefix, anyio_backend_name, str(tmp_path / "sagas.db"), how]
     command = [sys.executable, "-W", "error", "-m", "tests.faults.starved", *arguments]
     with anyio.fail_after(DEADLINE):
