@@ -62,7 +62,7 @@ async def main(url: str, prefix: str, path: Path, how: str) -> None:
 
             def is_committed(command: Execute | Compensate) -> bool:
                 rows = reader.execute(
-                    "SELECT event FROM history WHERE saga_id = ? AND revision > 0", (command.saga,)
+                    "SELECT event FROM saga_history WHERE saga_id = ? AND revision > 0", (command.saga,)
                 )
                 events = [decode_event(event) for (event,) in rows]
                 ends = (StepSucceeded, StepFailed) if type(command) is Execute else (CompensationSucceeded,)
