@@ -41,8 +41,8 @@ START_DEADLINE = 60.0
 STOP_DEADLINE = 30.0
 REST_DEADLINE = 90.0
 POLL_INTERVAL = 0.05
-LONGEST_AIM = 0.5
-LONGEST_ABSENCE = 1.0
+LONGEST_AIM = 0.3
+LONGEST_ABSENCE = 0.8
 LONGEST_FREEZE = 2.5
 """Seconds, longer than commits are left alone before others publish what they caused."""
 
