@@ -5,6 +5,7 @@ handler has returned is kept, and the handler is not run again.
 """
 
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import ParamSpec, TypeVar
@@ -29,8 +30,9 @@ class PatientStore:
     decides anew on the saga as it stands finds the event applied.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, chance: Callable[[], float] = random.random) -> None:
         self._store = store
+        self._chance = chance
         # It is back when no call waits any more, and not when one has worked: a disk that is full has room for
         # something small now and then, and what finds nothing to write finds it in good order.
         self._waiting = 0
@@ -78,7 +80,7 @@ class PatientStore:
     async def _call(
         self, what: str, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        waiting = pauses()
+        waiting = pauses(self._chance)
         waits = works = False
         try:
             while True:
