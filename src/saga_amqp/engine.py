@@ -58,7 +58,14 @@ class Engine:
         self._broker = broker
         self._chance = chance
         self._config = config
-        self._sweep = Sweep(store, config, clock, fire=self._pass_time, publish=self._publish_again)
+        self._sweep = Sweep(
+            store,
+            config,
+            clock,
+            fire=self._pass_time,
+            publish=self._publish_again,
+            until_up=broker.restored,
+        )
         self.hold = self._sweep.timers.hold
         self._execution = Execution(store, config, clock, self.hold, outgoing)
         self.observe = self._execution.observe

@@ -71,7 +71,8 @@ class Outgoing:
             if commands:
                 await self._send(self._broker, commands)
         except ConnectionLostError as error:
-            logger.warning("Saga %s goes on when the broker is back: %s", commit[0], error)
+            # That the broker is gone was logged already, once.
+            logger.info("Saga %s goes on when the broker is back: %s", commit[0], error)
             self._unsent.append(Unsent(commit, commands, began + self._config.republish_after / 2))
         else:
             self._observe(Point.PUBLISHED, commit[0])

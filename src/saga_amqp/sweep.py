@@ -23,7 +23,8 @@ SHARE = 100
 class Sweep:
     """Finds due sagas and unpublished commits, and hands them on.
 
-    `fire` does what is due in a saga; `publish` publishes what a commit caused. Both raise nothing.
+    `fire` does what is due in a saga; `publish` publishes what a commit caused, as soon as `until_up` returns. The two
+    raise nothing.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Sweep:
         *,
         fire: Callable[[str], Awaitable[None]],
         publish: Callable[[Commit], Awaitable[None]],
+        until_up: Callable[[], Awaitable[object]],
     ) -> None:
         self.timers = Timers(clock)
         self._store = store
@@ -41,6 +43,7 @@ class Sweep:
         self._clock = clock
         self._fire = fire
         self._publish = publish
+        self._until_up = until_up
         self._hinted = anyio.Event()
         self._room = anyio.Semaphore(SHARE)
 
@@ -87,5 +90,6 @@ class Sweep:
         )
 
     async def _unpublished(self) -> Sequence[Commit]:
+        await self._until_up()  # what is claimed and cannot be published is kept from others for nothing
         now = self._clock()
         return await self._store.claim_unpublished(now, now + self._config.republish_after, SHARE)
