@@ -50,6 +50,7 @@ class Outgoing:
         self._unsent: list[Unsent] = []
         self._published: list[Commit] = []
         self._changed = anyio.Event()
+        self._sending_again = False
 
     def note(self) -> float:
         """Return the note for a commit that is to be published here: when others may think that it was not."""
@@ -86,7 +87,8 @@ class Outgoing:
                 await self._changed.wait()
                 await anyio.sleep(LINGER)
                 self._changed = anyio.Event()
-                if self._unsent and self._broker is not None:
+                if self._unsent and self._broker is not None and not self._sending_again:
+                    self._sending_again = True
                     tasks.start_soon(self._send_again, self._broker)
                 if self._published:
                     commits, self._published = self._published, []
@@ -109,14 +111,17 @@ class Outgoing:
 
     async def _send_again(self, broker: Reconnecting) -> None:
         """Send what could not be sent, unless so much time has passed that a sweep may do so."""
-        unsent, self._unsent = self._unsent, []
         try:
             await broker.restored()
+            unsent, self._unsent = self._unsent, []
             for one in unsent:
                 if self._clock() < one.until:
                     await self.publish(one.commit, one.commands)
         except TransportError as error:
             logger.warning("What is next in some sagas is left to the sweep: %s", error)
+        finally:
+            self._sending_again = False
+            self._changed.set()  # there may be more by now
 
     async def _send(self, broker: Reconnecting, commands: Sequence[Command]) -> None:
         done = anyio.Event()

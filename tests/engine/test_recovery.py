@@ -491,3 +491,33 @@ async def test_a_commit_of_a_saga_that_was_deleted_is_not_published(world: World
         await anyio.sleep(0.3)
     assert world.calls == []
     assert await world.all_sagas() == ()
+
+
+async def test_what_waits_for_the_broker_waits_in_one_task(world: World) -> None:
+    class Gone(RecordingTransport):
+        def renewed(self) -> "RecordingTransport":
+            return Unreachable(self.inner, self.log)
+
+    class Unreachable(Gone):
+        tries = 0
+
+        async def __aenter__(self) -> "Unreachable":
+            Unreachable.tries += 1
+            if Unreachable.tries < 6:
+                raise ConnectionLostError("nobody there")
+            await super().__aenter__()
+            return self
+
+    transport = Gone(MemoryTransport(world.broker), [])
+    async with world.running(transport=transport) as manager:
+        transport.break_down(ConnectionLostError("the broker went away"))
+        await anyio.wait_all_tasks_blocked()
+        before = len(anyio.get_running_tasks())
+        sagas = []
+        for _ in range(5):
+            sagas.append(await manager.start("s", steps("a")))
+            await anyio.sleep(0.05)  # more than notes are gathered for
+        assert len(anyio.get_running_tasks()) <= before + 1
+        for saga in sagas:
+            assert (await manager.wait(saga.id)).is_completed
+    assert world.calls == ["do.a"] * 5
