@@ -203,7 +203,7 @@ def _repeatedly(prepare: Callable[[], Callable[[], int]], seconds: float) -> Cal
 def _until(seconds: float, drive: Callable[[], int]) -> tuple[int, float]:
     """Call a function for so many seconds; return how many transitions that were, and the seconds taken.
 
-    The clock is looked at every millisecond or so: looking every time would be an eighth of a saga of three steps.
+    The clock is looked at every millisecond or so: looking each time would make a saga of three steps a tenth dearer.
     """
     began, transitions, calls, more = time.perf_counter(), 0, 0, 1
     while True:
