@@ -53,8 +53,10 @@ class Engine:
         config: Config,
         clock: Callable[[], float],
         outgoing: Outgoing,
+        chance: Callable[[], float],
     ) -> None:
         self._broker = broker
+        self._chance = chance
         self._config = config
         self._sweep = Sweep(store, config, clock, fire=self._pass_time, publish=self._publish_again)
         self.hold = self._sweep.timers.hold
@@ -132,7 +134,7 @@ class Engine:
 
     async def _consume(self, queue: str) -> None:
         """Take messages from a queue, and begin anew whenever the subscription breaks."""
-        waiting = pauses()
+        waiting = pauses(self._chance)
         while True:
             try:
                 transport = await self._broker.restored()
@@ -141,7 +143,7 @@ class Engine:
                     self._consumers[queue] = consumer
                     if len(self._consumers) == 2:
                         self._ready.set()
-                    waiting = pauses()
+                    waiting = pauses(self._chance)
                     error = await consumer.failed()
             except TransportClosedError as failure:
                 self.fail(failure)
@@ -251,7 +253,7 @@ class Engine:
             self._context.copy().run(self._workers.start_soon, self._give_back_later, work)
 
     async def _give_back_later(self, work: "InHand") -> None:
-        await anyio.sleep(next(pauses()))
+        await anyio.sleep(next(pauses(self._chance)))
         work.give_back()
 
     def let_go(self, work: "InHand") -> bool:

@@ -23,12 +23,18 @@ class Lifecycle:
     """Opens and closes what a manager needs, once, and runs its engine. The methods are those of `Manager`."""
 
     def __init__(
-        self, transport: Transport | None, store: Store, config: Config, clock: Callable[[], float]
+        self,
+        transport: Transport | None,
+        store: Store,
+        config: Config,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
     ) -> None:
-        self._broker = None if transport is None else Reconnecting(transport, config.topology())
-        self._store = PatientStore(store)
+        self._broker = None if transport is None else Reconnecting(transport, config.topology(), chance)
+        self._store = PatientStore(store, chance)
         self._config = config
         self._clock = clock
+        self._chance = chance
         self.outgoing = Outgoing(self._broker, self._store, config, clock)
         self._engine: Engine | None = None
         self._ended = anyio.Event()
@@ -74,7 +80,9 @@ class Lifecycle:
             raise ManagerError("This manager is running already; one manager runs one engine at a time")
         if self._broker is None:
             raise ManagerError("This manager has no transport, and cannot run handlers")
-        self._engine = engine = Engine(self._broker, self._store, self._config, self._clock, self.outgoing)
+        self._engine = engine = Engine(
+            self._broker, self._store, self._config, self._clock, self.outgoing, self._chance
+        )
         self._ended = anyio.Event()
         try:
             await engine.run(task_status)

@@ -1,5 +1,6 @@
 """The user's door: start sagas, watch them, undo them, and run the engine that moves them on."""
 
+import random
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,7 @@ class Manager:
     one (None) the manager works on the store alone, and leaves publishing to the engines that share it.
 
     `clock` gives seconds since 1970, UTC; `new_id` gives ULIDs; `new_secret` what makes the tokens of deferred steps
-    unguessable.
+    unguessable; `chance` numbers from 0 to 1, which keep the retries of many engines apart.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class Manager:
         clock: Callable[[], float] = time.time,
         new_id: Callable[[], str] = _new_id,
         new_secret: Callable[[], str] = _new_secret,
+        chance: Callable[[], float] = random.random,
     ) -> None:
-        self._life = Lifecycle(transport, store, config, clock)
+        self._life = Lifecycle(transport, store, config, clock, chance)
         self._outgoing = self._life.outgoing
         self._store = store
         self._config = config

@@ -5,6 +5,7 @@ handler has returned is kept, and the handler is not run again.
 """
 
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import ParamSpec, TypeVar
@@ -29,8 +30,9 @@ class PatientStore:
     decides anew on the saga as it stands finds the event applied.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, chance: Callable[[], float] = random.random) -> None:
         self._store = store
+        self._chance = chance
         # By method: a full disk can be read and not written.
         self._away_since: dict[str, float] = {}
 
@@ -75,7 +77,7 @@ class PatientStore:
     async def _call(
         self, what: str, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        waiting = pauses()
+        waiting = pauses(self._chance)
         while True:
             try:
                 result = await method(*args, **kwargs)

@@ -5,6 +5,8 @@ not acknowledged is delivered again. Both are the engine's daily bread.
 """
 
 import logging
+import random
+from collections.abc import Callable
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -19,9 +21,12 @@ logger = logging.getLogger("saga_amqp.connection")
 class Reconnecting:
     """A line of transports to one broker, of which at most one is open at a time."""
 
-    def __init__(self, transport: Transport, topology: Topology) -> None:
+    def __init__(
+        self, transport: Transport, topology: Topology, chance: Callable[[], float] = random.random
+    ) -> None:
         self._first = transport
         self._topology = topology
+        self._chance = chance
         self._current: Transport | None = None
         self._restored = anyio.Event()
         self._refusal: BaseException | None = None
@@ -73,7 +78,7 @@ class Reconnecting:
         return self._current
 
     async def _keep(self, *, task_status: TaskStatus[None]) -> None:
-        transport, waiting = self._first, pauses()
+        transport, waiting = self._first, pauses(self._chance)
         try:
             with anyio.CancelScope() as self._scope:
                 while True:
@@ -81,7 +86,7 @@ class Reconnecting:
                         async with transport:
                             await transport.declare(self._topology)
                             self._come_up(transport, task_status)
-                            waiting = pauses()
+                            waiting = pauses(self._chance)
                             error: Exception = await transport.lost()
                             self._current = None
                     except TransportError as failure:
