@@ -102,13 +102,15 @@ class Lifecycle:
                 self.stop()
                 await self._ended.wait()
         finally:
-            if self._state != "closed":
-                self._state = "closed"
-                with anyio.move_on_after(GOODBYE, shield=True):
-                    await self.outgoing.finish()
-            if self._broker is not None:
-                await self._broker.close()
-            self._end_tasks()
+            try:
+                if self._state != "closed":
+                    self._state = "closed"
+                    with anyio.move_on_after(GOODBYE, shield=True):
+                        await self.outgoing.finish()
+            finally:
+                if self._broker is not None:
+                    await self._broker.close()
+                self._end_tasks()
 
     def hold(self, saga: Saga) -> None:
         """Have the engine, if there is one, remember when time will next change something in a saga."""

@@ -90,11 +90,7 @@ class Outgoing:
                 if self._published:
                     commits, self._published = self._published, []
                     try:
-                        await self._store.mark_published(commits)
-                    except StoreError as error:
-                        logger.error(
-                            "%d published commits stay noted as unpublished: %s", len(commits), error
-                        )
+                        await self._mark(commits)
                     except BaseException:
                         self._published += commits
                         raise
@@ -102,7 +98,13 @@ class Outgoing:
     async def finish(self) -> None:
         """Take the last notes off. Cancelled before, a sweep publishes once more, which is harmless."""
         if self._published:
-            await self._store.mark_published(self._published)
+            await self._mark(self._published)
+
+    async def _mark(self, commits: Sequence[Commit]) -> None:
+        try:
+            await self._store.mark_published(commits)
+        except StoreError as error:
+            logger.error("%d published commits stay noted as unpublished: %s", len(commits), error)
 
     async def _send_again(self, broker: Reconnecting) -> None:
         """Send what could not be sent, unless so much time has passed that a sweep may do so."""

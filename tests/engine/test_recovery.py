@@ -20,6 +20,7 @@ from saga_amqp import (
     Saga,
     Step,
     StepError,
+    StoreError,
     StoreUnavailableError,
 )
 from saga_core import ChildSaga, Event, new_saga
@@ -70,6 +71,23 @@ async def test_what_was_confirmed_is_marked_and_never_published_again(world: Wor
     assert list(await world.store.claim_unpublished(float("inf"), 0.0, 10)) == []
     assert (await world.finish(saga.id)).is_completed
     assert world.calls == ["do.a"]
+
+
+class Unmarkable(RecordingStore):
+    """A store that takes no notes off: it was closed before the manager, for example."""
+
+    async def mark_published(self, commits: Any) -> None:
+        raise StoreError("it is closed")
+
+
+async def test_a_manager_closes_though_the_last_notes_stay(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with anyio.fail_after(DEADLINE):
+        async with world.manager(store=Unmarkable(world.store, []), **SOON) as manager:
+            saga = await manager.start("s", steps("a"))
+    assert "stay noted as unpublished: it is closed" in caplog.text
+    assert (await world.finish(saga.id)).is_completed
 
 
 async def test_many_marks_are_taken_off_together(world: World) -> None:
