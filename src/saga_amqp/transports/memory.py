@@ -50,7 +50,7 @@ class MemoryBroker:
                 queue
                 for queue in self.queues.values()
                 if any(
-                    exchange == message.exchange and _matches(kind, pattern, message.routing_key)
+                    exchange == message.exchange and matches(kind, pattern, message.routing_key)
                     for exchange, pattern in queue.declared.bindings
                 )
             ]
@@ -262,7 +262,8 @@ class MemoryTransport:
             raise TransportClosedError("The transport is not open; use it inside `async with`")
 
 
-def _matches(kind: str, pattern: str, key: str) -> bool:
+def matches(kind: str, pattern: str, key: str) -> bool:
+    """Whether a binding of an exchange of this kind takes a message with this routing key."""
     if kind == "fanout":
         return True
     if kind == "direct":
