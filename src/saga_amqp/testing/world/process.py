@@ -19,6 +19,9 @@ from saga_amqp.testing.world.vault import WorldStore
 if TYPE_CHECKING:
     from saga_amqp.testing.world.world import World
 
+TOO_MANY = 1_000_000
+"""Steps of tasks in one world. Hardly one needs a tenth of them."""
+
 LIFE: ContextVar["Life | None"] = ContextVar("life", default=None)
 """The life that a task belongs to."""
 
@@ -31,6 +34,9 @@ class Dooms(trio.abc.Instrument):
         life = task.context.get(LIFE)
         if life is not None and life.pulse.alive:
             life.steps += 1
+            life.world.steps += 1
+            if life.world.steps == TOO_MANY:
+                life.world.fail(f"{TOO_MANY} steps of tasks, and no end: something goes round in circles")
             if life.steps == life.doom and life.world.faults.named(
                 Fault.CRASH, life.pulse.who, life.number, f"after {life.steps} steps"
             ):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from saga_amqp.testing.world.world import World
 
 MEDDLING = ("compensate", "cancel", "suspend", "resume", "retry", "resolve", "skip")
-LONGEST = 900.0
+LONGEST = 1800.0
 """Seconds for which people go on."""
 
 

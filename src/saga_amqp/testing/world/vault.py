@@ -88,6 +88,7 @@ class WorldStore:
     def __init__(self, vault: Vault, pulse: Pulse) -> None:
         self._vault = vault
         self._pulse = pulse
+        self._last = 0.0
 
     async def __aenter__(self) -> Self:
         """Open: there is nothing to."""
@@ -185,7 +186,9 @@ class WorldStore:
                     outcome[0] = StoreUnavailableError("The database did not answer")
             vault.agenda.after(vault.delay(who), answered.set)
 
-        vault.agenda.after(vault.delay(who), arrive)
+        # In their order: whoever loads a saga after a cancelled commit is to know whether it has happened.
+        self._last = max(self._last, trio.current_time() + vault.delay(who))
+        vault.agenda.at(self._last, arrive)
         await answered.wait()
         self._pulse.check()
         result = outcome[0]

@@ -48,7 +48,7 @@ class World:
         self.agenda = Agenda()
         drawn = self.source("world")
         self.skew = drawn.choice((0.0, 0.01, 1.0))
-        self.sweep_interval = drawn.choice((0.5, 1.0, 3.0))
+        self.sweep_interval = drawn.choice((0.5, 2.0, 5.0, 10.0))
         self.republish_after = drawn.choice((4.0, 10.0))
         self.network = Network(self.agenda, self.faults, self.source("network"))
         self.broker = Broker(self.agenda, Habits(drawn.choice((0.0, 0.0, 0.02, 0.2))), self.source("broker"))
@@ -58,6 +58,7 @@ class World:
         self.checker = Checker(self.vault, self.broker, self.faults, self.trace, self.fail, self.clock)
         self.problem: str | None = None
         self.failed = trio.Event()
+        self.steps = 0
         self.points: dict[str, int] = {}
         self.awaits: dict[str, int] = {}
         count = drawn.choice((1, 2, 2, 3, 4))
