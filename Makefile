@@ -2,12 +2,16 @@
 # make bench   measure                 make check  format, lint and types
 # make fmt     write the format        make clean  remove what these have made
 # make docs    write what is generated in docs
+# make simulate  run whole worlds of engines, brokers and faults: SEEDS=1000 many, SEED=7 one and its story
 # make mutation  break the core on purpose and see whether the tests notice: 20 minutes or more
 #
 # Everything runs in .venv, which is made from PYTHON with the versions of constraints.txt.
 
 PYTHON ?= python3
 ARGS ?=
+SEEDS ?= 100
+FIRST ?= 0
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +19,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench fmt clean dev docs mutation
+.PHONY: help demo test check bench fmt clean dev docs mutation simulate
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -44,6 +48,11 @@ fmt: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
+
+# FIRST is the first of the SEEDS, JOBS how many processes run them.
+simulate: $(VENV)/.installed-dev
+	$(BIN)/python -m saga_amqp.testing.world \
+	    $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)) $(ARGS)
 
 mutation: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutation.py $(ARGS)

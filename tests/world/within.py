@@ -9,7 +9,7 @@ from saga_amqp.testing.world import run_world
 
 from .broken import BROKEN
 
-MOST = 200
+MOST = 120
 
 
 def main() -> None:

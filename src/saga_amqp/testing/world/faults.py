@@ -16,8 +16,10 @@ class Fault(StrEnum):
 
     CRASH = "crash at an await"
     CRASH_AT_POINT = "crash at a point"
+    CRASH_SOON = "crash a few awaits after a point"
     CRASH_IN_HANDLER = "crash after an effect"
     STOP = "orderly stop"
+    STOP_AT_POINT = "orderly stop at a point"
     CUT = "connection cut"
     RESTART = "broker restart"
     BLOCK = "publishers blocked"
@@ -32,19 +34,21 @@ class Fault(StrEnum):
 
 
 RATES: dict[Fault, float] = {
-    Fault.CRASH: 1 / 2500,  # steps of a process's tasks
-    Fault.CRASH_AT_POINT: 0.002,
-    Fault.CRASH_IN_HANDLER: 0.01,
+    Fault.CRASH: 1 / 1500,  # steps of a process's tasks
+    Fault.CRASH_AT_POINT: 0.005,
+    Fault.CRASH_SOON: 0.005,
+    Fault.CRASH_IN_HANDLER: 0.02,
     Fault.STOP: 1 / 100,  # seconds
-    Fault.CUT: 0.001,
+    Fault.STOP_AT_POINT: 0.004,
+    Fault.CUT: 0.005,
     Fault.RESTART: 1 / 120,
     Fault.BLOCK: 1 / 90,
     Fault.CONSUMER: 1 / 120,
-    Fault.LATE_CONFIRM: 0.01,
-    Fault.SLOW_FRAME: 0.005,
+    Fault.LATE_CONFIRM: 0.03,
+    Fault.SLOW_FRAME: 0.01,
     Fault.STORE_SLOW: 0.005,
-    Fault.STORE_REFUSED: 0.005,
-    Fault.STORE_ANSWER_LOST: 0.01,
+    Fault.STORE_REFUSED: 0.01,
+    Fault.STORE_ANSWER_LOST: 0.02,
     Fault.STORE_AWAY: 1 / 100,
     Fault.HINT_LOST: 0.3,
 }

@@ -6,7 +6,7 @@ import trio
 
 from saga_amqp.errors import SagaNotFoundError, StoreError, TransportError
 from saga_amqp.testing.world.services import Call
-from saga_core import SagaError, StepError, TokenError
+from saga_core import SagaError, StepError, TokenError, saga_of
 
 if TYPE_CHECKING:
     from saga_amqp.testing.world.process import Life
@@ -46,6 +46,7 @@ class Outside:
             self.pending -= 1
 
     async def _bring(self, token: str, call: Call, *, forged: bool) -> None:
+        self._world.checker.touched(saga_of(token))
         while True:
             life = await self._world.somebody()
             taken: list[object] = []

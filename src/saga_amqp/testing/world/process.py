@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from saga_amqp.config import Config
-from saga_amqp.errors import TransportError
+from saga_amqp.errors import StoreUnavailableError, TransportError
 from saga_amqp.manager import Manager
 from saga_amqp.observer import Moment, Point
 from saga_amqp.testing.world.client import WorldTransport
@@ -37,8 +37,11 @@ class Dooms(trio.abc.Instrument):
             life.world.steps += 1
             if life.world.steps == TOO_MANY:
                 life.world.fail(f"{TOO_MANY} steps of tasks, and no end: something goes round in circles")
-            if life.steps == life.doom and life.world.faults.named(
-                Fault.CRASH, life.pulse.who, life.number, f"after {life.steps} steps"
+            if life.steps == life.soon or (
+                life.steps == life.doom
+                and life.world.faults.named(
+                    Fault.CRASH, life.pulse.who, life.number, f"after {life.steps} steps"
+                )
             ):
                 life.crash()
 
@@ -56,6 +59,7 @@ class Life:
         self.runs = runs
         self.steps = 0
         self.doom = world.faults.doom(who, number)
+        self.soon = 0
         self.last = "before its first message"
         self.is_up = False
         self._source = source
@@ -107,12 +111,17 @@ class Life:
         self._stopping.set()
 
     async def perform(self, doing: Callable[[], Awaitable[None]]) -> None:
-        """Do something in this process; it ends with the process, done or not."""
+        """Do something in this process; it ends with the process, done or not.
+
+        What it raises because the store or the broker is away is a user's daily bread; whatever else is a failure.
+        """
         done = trio.Event()
 
         async def do() -> None:
             try:
                 await doing()
+            except (StoreUnavailableError, TransportError) as error:
+                self.world.trace.note(self.pulse.who, f"a user was told: {error}")
             except Exception as error:
                 if self.pulse.alive:
                     self.world.fail(f"a call of a user raised {error!r}")
@@ -151,7 +160,7 @@ class Life:
         world = self.world
         return Config(
             **world.load.handlers(self),
-            concurrency=self._source.choice((1, 2, 5, 20, 100)),
+            concurrency=self._source.choice((1, 1, 2, 5, 100)),
             prefetch=self._source.choice((None, None, 1, 3)),
             grace_period=self._source.choice((0.1, 1.0, 10.0)),
             sweep_interval=world.sweep_interval,
@@ -173,6 +182,10 @@ class Life:
             world.checker.handler_begins(who, moment.command)
         if world.faults.strike(Fault.CRASH_AT_POINT, who, moment.point):
             self.crash()
+        elif not self.soon and world.faults.strike(Fault.CRASH_SOON, who, moment.point):
+            self.soon = self.steps + world.faults.source(Fault.CRASH_SOON, f"{who} when").randint(1, 60)
+        elif world.faults.strike(Fault.STOP_AT_POINT, who, moment.point):
+            self.stop()
 
     def _awaits(self) -> Iterator[str]:
         """Go through the places in the library where the tasks of this life are."""

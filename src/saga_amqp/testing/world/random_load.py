@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from saga_amqp.testing.world.world import World
 
 MEDDLING = ("compensate", "cancel", "suspend", "resume", "retry", "resolve", "skip")
-LONGEST = 1800.0
-"""Seconds for which people go on."""
+SWEEPS = 700
+"""For so many sweeps people go on at the longest."""
 
 
 class RandomLoad:
@@ -40,9 +40,9 @@ class RandomLoad:
     async def run(self, world: "World") -> None:
         """Start sagas and meddle with them, at random moments."""
         source = self._source
-        sagas = source.choice((1, 3, 6, 12))
+        sagas = source.choice((1, 3, 6, 12, 25))
         meddling = source.choice((0, 0, 2, 8))
-        duration = source.choice((20.0, 120.0, LONGEST)) * source.random()
+        duration = source.choice((0.5, 20.0, 120.0, SWEEPS * world.sweep_interval)) * source.random()
         moments = [(source.random() * duration, "start", number) for number in range(sagas)]
         moments += [
             (source.random() * duration, source.choice(MEDDLING), sagas + number)
@@ -112,6 +112,7 @@ class RandomLoad:
             except (RefusedError, StoreError, TransportError) as error:
                 world.trace.note(life.pulse.who, f"{what}: {type(error).__name__}", saga.id)
 
+        world.checker.touched(saga.id)
         world.trace.note("people", f"{what} {world.trace.name(saga.id)}", saga.id)
         await world.ask(meddle)
 

@@ -19,7 +19,7 @@ from saga_core import Saga, SagaState, StepState
 QUIET = 700.0
 """Seconds without a commit after which nothing more will come: no timer, no pause of a default policy is as long."""
 
-LONGEST = 20_000.0
+LONGEST = 8_000.0
 """Seconds within which everything comes to rest once the faults are over."""
 
 DRAIN = 120.0

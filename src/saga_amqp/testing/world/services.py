@@ -81,7 +81,7 @@ def service(life: "Life", operation: Operation) -> Service:
             life.crash()
         # The outside world is asked in each attempt, for each has a token of its own.
         if isinstance(answer, Defer) and life.pulse.alive:
-            life.world.outside.ask(step.token, act.call or Call(1.0))
+            life.world.outside.ask(step.token, act.call or Call(0.0))
         await trio.sleep(act.after)
         return answer
 

@@ -16,7 +16,7 @@ def tell(outcome: Outcome, *, everything: bool = False) -> Iterator[str]:
     named = set(_NAME.findall(outcome.problem or ""))
     families = {name.partition(".")[0] for name in named}
     for line in outcome.lines:
-        if everything or not families or _matters(line, families):
+        if everything or (outcome.problem is not None and (not families or _matters(line, families))):
             yield str(line)
     yield ""
     yield outcome.problem or "Nothing was wrong."

@@ -48,7 +48,7 @@ class World:
         self.agenda = Agenda()
         drawn = self.source("world")
         self.skew = drawn.choice((0.0, 0.01, 1.0))
-        self.sweep_interval = drawn.choice((0.5, 2.0, 5.0, 10.0))
+        self.sweep_interval = drawn.choice((0.5, 2.0, 10.0))
         self.republish_after = drawn.choice((4.0, 10.0))
         self.network = Network(self.agenda, self.faults, self.source("network"))
         self.broker = Broker(self.agenda, Habits(drawn.choice((0.0, 0.0, 0.02, 0.2))), self.source("broker"))
