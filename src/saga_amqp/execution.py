@@ -112,11 +112,12 @@ class Execution:
             else:
                 event = await self._run_handler(saga, command)
             if isinstance(event, TimePassed):
+                # Another delivery may have brought a result before, and its engine may have died before it published.
                 await self._commit_alone(saga, event, command)
-                return ()
-            answer = await self._commit(saga, event, command)
-            if answer.ignored is None:
-                return answer.commands
+            else:
+                answer = await self._commit(saga, event, command)
+                if answer.ignored is None:
+                    return answer.commands
         origin, events = await self._store.history(command.saga)
         return consequences(origin, events, command)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec import Raw
+from msgspec.structs import replace
 
 from saga_amqp import (
     Config,
@@ -23,7 +25,7 @@ from saga_amqp import (
     StoreError,
     StoreUnavailableError,
 )
-from saga_core import ChildSaga, Event, new_saga
+from saga_core import ChildSaga, Event, StepSucceeded, new_saga, transition
 from tests.engine.test_engine import Crash
 
 from .world import DEADLINE, Gate, RecordingStore, RecordingTransport, World, run_alone, steps
@@ -71,6 +73,21 @@ async def test_what_was_confirmed_is_marked_and_never_published_again(world: Wor
     assert list(await world.store.claim_unpublished(float("inf"), 0.0, 10)) == []
     assert (await world.finish(saga.id)).is_completed
     assert world.calls == ["do.a"]
+
+
+async def test_a_handler_that_is_cut_off_publishes_what_another_delivery_has_caused(world: World) -> None:
+    gate = Gate()
+    world.replace("do.a", gate)
+    first, second = steps("a", "b")
+    async with world.running() as manager:
+        saga = await manager.start("s", [replace(first, timeout=0.3), second])
+        await gate.until_running(1)
+        # The same message was delivered to an engine that commits, and dies before it publishes.
+        event = StepSucceeded("a", 1, Raw(b"{}"), saga.updated_at)
+        await world.store.commit(transition(saga, event).saga, event)
+        saga = await manager.wait(saga.id)
+    assert saga.is_completed
+    assert gate.cancelled == 1
 
 
 class Unmarkable(RecordingStore):
