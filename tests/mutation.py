@@ -61,11 +61,34 @@ KNOWN: dict[str, str] = {
     "not draft.suspended and record.until is not None and (record.until <= draft.at)": "what is out timed out before",
     "moves: draft.state is SAGA_STARTED and (not (draft.running or draft.ready)) → "
     "not (draft.running or draft.ready)": "no rule that is applied leaves a saga at rest",
+    "moves: record.waiting and (not draft.suspended) and (record.until is not None) and (record.until <= draft.at) → "
+    "record.waiting and (not draft.suspended) and (record.until <= draft.at)": "what waits does until some moment",
+    "moves: error is None or not error.retryable → not error.retryable": "what is tried again has failed",
+    "moves: 0 → 1 in if step.timeout is None and step.total_timeout is None and record.met == 0:": (
+        "the record of a first attempt, which is at hand, is made anew"
+    ),
+    "draft: step.compensation or '' → step.compensation": "what has no compensation is not undone",
+    "machine: saga.plan.options.start_at or inf → saga.plan.options.start_at": (
+        "in a saga that is not suspended a step is only kept from its start by the saga's"
+    ),
+    "machine: return None → nothing in return None": "nothing in a saga at rest has a time",
+    "machine: 0 → 1 in saga = Saga(plan, SAGA_STARTED, 0, blank, plan.created_at, ready=roots, wakes=never)": (
+        "it becomes a draft, which has no revision"
+    ),
+    "moves: record.until is None or record.until > draft.at → record.until is None": "only what is due is looked at",
+    "graph: 32 → 33 in CHUNK = 32": "how long the tuples of records are is a matter of speed",
+    "graph: True → False in for position, (name, wanted) in enumerate(zip(names, depends_on, strict=True)):": (
+        "the two are of one length"
+    ),
+    "graph: 128 → 129": "how many graphs are remembered is a matter of memory",
+    "graph: True → False in for position, (name, waiting) in enumerate(zip(names, dependents, strict=True)):": (
+        "the two are of one length"
+    ),
     "moves: position == draft.plan.pivot and draft.state is SAGA_COMPENSATING → position == draft.plan.pivot": (
         "a saga whose pivot ends is started or compensating, and is started after it either way"
     ),
 }
-"""Why a surviving change makes no difference, by module and text of the change."""
+"""Why a surviving change makes no difference, by module and text of the change, and its line where that says little."""
 
 PAIRS = [
     *((ast.Eq, ast.NotEq), (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)),
@@ -76,13 +99,20 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {**dict(PAIRS), **{other: one for on
 
 
 class Mutant(NamedTuple):
-    """One change: the line, the text there before and after it, and its number in its module."""
+    """One change: the line, the text there before and after it, its number in its module and the whole line."""
 
     module: str
     number: int
     line: int
     before: str
     after: str
+    source: str
+
+    @property
+    def known(self) -> bool:
+        """Whether it makes no difference; what is but a constant is known together with its line."""
+        change = f"{self.module}: {self.before} → {self.after}"
+        return change in KNOWN or f"{change} in {self.source}" in KNOWN
 
     def __str__(self) -> str:
         return f"{self.module}.py:{self.line}: {self.before}  →  {self.after}"
@@ -91,15 +121,16 @@ class Mutant(NamedTuple):
 class Mutator(ast.NodeTransformer):
     """Go through a module in a fixed order, note every change that could be made, and make the wanted one."""
 
-    def __init__(self, module: str, wanted: int | None = None) -> None:
-        self.module, self.wanted = module, wanted
+    def __init__(self, module: str, source: str, wanted: int | None = None) -> None:
+        self.module, self.lines, self.wanted = module, source.splitlines(), wanted
         self.found: list[Mutant] = []
 
     def offer(self, node: ast.AST, changed: ast.AST, shown: ast.AST | None = None) -> ast.AST:
         before = ast.unparse(shown or node).split("\n")[0]
         after = "nothing" if isinstance(changed, ast.Pass) else ast.unparse(changed).split("\n")[0]
-        number = len(self.found)
-        self.found.append(Mutant(self.module, number, node.lineno, before, after))  # type: ignore[attr-defined]
+        number, line = len(self.found), node.lineno  # type: ignore[attr-defined]
+        source = self.lines[line - 1].strip()
+        self.found.append(Mutant(self.module, number, line, before, after, source))
         return ast.copy_location(changed, node) if number == self.wanted else node
 
     # Expressions
@@ -208,8 +239,9 @@ class Mutator(ast.NodeTransformer):
 
 
 def mutants(module: str) -> list[Mutant]:
-    mutator = Mutator(module)
-    mutator.visit(ast.parse((SOURCE / f"{module}.py").read_text()))
+    source = (SOURCE / f"{module}.py").read_text()
+    mutator = Mutator(module, source)
+    mutator.visit(ast.parse(source))
     return mutator.found
 
 
@@ -218,7 +250,8 @@ class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self, mutant: Mutant) -> None:
         path = SOURCE / f"{mutant.module}.py"
-        tree = Mutator(mutant.module, mutant.number).visit(ast.parse(path.read_text()))
+        source = path.read_text()
+        tree = Mutator(mutant.module, source, mutant.number).visit(ast.parse(source))
         self.name = f"saga_core.{mutant.module}"
         self.code = compile(ast.fix_missing_locations(tree), path, "exec")
 
@@ -300,7 +333,7 @@ def main() -> int:
         return 2
     left, known, began = [], 0, time.monotonic()
     for done, (mutant, survived) in enumerate(survivors(chosen, given.jobs), 1):
-        if survived and f"{mutant.module}: {mutant.before} → {mutant.after}" in KNOWN:
+        if survived and mutant.known:
             known += 1
         elif survived:
             left.append(mutant)

@@ -14,7 +14,7 @@ import anyio
 
 from saga_amqp.backoff import pauses
 from saga_amqp.contracts import Commit, Store
-from saga_amqp.errors import StoreUnavailableError
+from saga_amqp.errors import ConflictError, SagaExistsError, SagaNotFoundError, StoreUnavailableError
 from saga_core import Event, Saga
 
 logger = logging.getLogger("saga_amqp.store")
@@ -33,8 +33,11 @@ class PatientStore:
     def __init__(self, store: Store, chance: Callable[[], float] = random.random) -> None:
         self._store = store
         self._chance = chance
-        # By method: a full disk can be read and not written.
-        self._away_since: dict[str, float] = {}
+        # It is back when no call waits any more, and not when one has worked: a disk that is full has room for
+        # something small now and then, and what finds nothing to write finds it in good order.
+        self._waiting = 0
+        self._complaints: set[str] = set()
+        self._away_since = 0.0
 
     async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """See `contracts.Store.create`."""
@@ -78,24 +81,38 @@ class PatientStore:
         self, what: str, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         waiting = pauses(self._chance)
-        while True:
-            try:
-                result = await method(*args, **kwargs)
-            except StoreUnavailableError as error:
-                self._gone(what, error)
-                await anyio.sleep(next(waiting))
-            else:
-                if self._away_since:
-                    self._back(what)
-                return result
+        waits = works = False
+        try:
+            while True:
+                try:
+                    result = await method(*args, **kwargs)
+                except StoreUnavailableError as error:
+                    self._waiting += not waits
+                    waits = True
+                    self._complain(what, error)
+                    await anyio.sleep(next(waiting))
+                else:
+                    works = True
+                    return result
+        except (ConflictError, SagaExistsError, SagaNotFoundError):
+            works = True
+            raise
+        finally:
+            if waits:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._rejoice(works)
 
-    def _gone(self, what: str, error: StoreUnavailableError) -> None:
-        """Log that it does not work, once, however many calls notice."""
-        if what not in self._away_since:
-            self._away_since[what] = time.monotonic()
+    def _complain(self, what: str, error: StoreUnavailableError) -> None:
+        """Log that something does not work, once, however many calls notice."""
+        if not self._complaints:
+            self._away_since = time.monotonic()
+        if what not in self._complaints:
+            self._complaints.add(what)
             logger.warning("The store cannot %s; what is in hand waits, and tries again: %s", what, error)
 
-    def _back(self, what: str) -> None:
-        """Log that it works again, once."""
-        if (since := self._away_since.pop(what, None)) is not None:
-            logger.warning("The store can %s again, after %.1f s", what, time.monotonic() - since)
+    def _rejoice(self, works: bool) -> None:
+        """Log that everything works again, if it does, and is not only given up: by an engine that ends."""
+        self._complaints.clear()
+        if works:
+            logger.warning("The store works again, after %.1f s", time.monotonic() - self._away_since)

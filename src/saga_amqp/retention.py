@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import anyio
@@ -49,12 +50,13 @@ async def purge(
         )
     deleted = 0
     query = Query(states=frozenset(states), updated_before=before)
-    async for sagas in pages(store, query, batch):
-        going = [saga for saga in sagas if not await _is_needed(store, saga)]
-        if archive is not None and going:
-            lines = [_line(*await store.history(saga.id)) for saga in going]
-            await anyio.to_thread.run_sync(_append, archive, lines)
-        deleted += await _delete(store, going)
+    async with aclosing(pages(store, query, batch)) as found:
+        async for sagas in found:
+            going = [saga for saga in sagas if not await _is_needed(store, saga)]
+            if archive is not None and going:
+                lines = [_line(*await store.history(saga.id)) for saga in going]
+                await anyio.to_thread.run_sync(_append, archive, lines)
+            deleted += await _delete(store, going)
     return deleted
 
 
@@ -82,7 +84,13 @@ def _line(origin: Saga, events: Sequence[Event]) -> bytes:
 
 def _append(archive: Path, lines: Sequence[bytes]) -> None:
     """Write lines down so that they outlive a loss of power: only then what they tell may be deleted."""
-    with archive.open("ab") as file:
+    with archive.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if (
+                file.read(1) != b"\n"
+            ):  # the last time was cut short; its half line is not to spoil the next one
+                file.write(b"\n")
         file.writelines(line + b"\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())

@@ -123,14 +123,7 @@ def fail_attempt(draft: Draft, position: int, error: Failure, *, unknown: bool) 
     """Try a step again if its policy allows it; else give it up."""
     record = draft.record(position)
     step = draft.plan.steps[position]
-    record = replace(
-        record,
-        error=error,
-        executed_at=draft.at,
-        until=None,
-        deferred=False,
-        unknown=record.unknown or unknown,
-    )
+    record = replace(record, error=error, executed_at=draft.at, unknown=record.unknown or unknown)
     if draft.state is SAGA_STARTED and step.child is None:
         forward_only = past_pivot(draft)
         policy = step.retry or (PATIENT if forward_only else NO_RETRY)

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_core import DefinitionError, Options, Step, TimePassed, new_saga, outstanding, transition, when
+from saga_core import (
+    DefinitionError,
+    Options,
+    RetryPolicy,
+    Step,
+    TimePassed,
+    new_saga,
+    outstanding,
+    transition,
+    when,
+)
 from saga_core.graph import build_graph
 
 from .notation import BORN, ID, play, saga_of, shown
@@ -166,6 +176,14 @@ def test_a_thousand_steps_that_are_all_skipped_end_in_one_go() -> None:
     saga = play(new_saga("trip", first, id=ID, at=BORN), "first ok").saga
     assert saga.is_completed
     assert shown(play(saga, "compensate").commands) == "undo first#1"
+
+
+def test_a_thousand_steps_that_all_wait_for_another_attempt_are_given_up_in_one_go() -> None:
+    names = [f"s{n}" for n in range(MANY)]
+    retry = {name: {"retry": RetryPolicy()} for name in names}
+    saga = saga_of(" ".join(f"{name}<" for name in names), **retry)
+    saga = play(saga, ", ".join(f"{name} busy" for name in names)).saga
+    assert play(saga, "cancel").saga.is_compensated
 
 
 def test_a_circle_of_a_thousand_steps_is_found() -> None:

@@ -102,6 +102,12 @@ def test_a_suspended_saga_wakes_when_the_time_of_a_waiting_step_is_over() -> Non
     assert transition(saga, TimePassed(BORN + 30)).saga.is_compensated
 
 
+def test_time_changes_nothing_while_what_is_due_waits_for_a_suspended_saga() -> None:
+    for events in ("a busy, suspend", "a ok, b fails, undo a busy, suspend"):
+        saga = play(saga_of("a b", a={"retry": retry()}), events).saga
+        assert transition(saga, TimePassed(BORN + 99)).saga is saga
+
+
 @pytest.mark.parametrize(
     ("step", "events", "caused", "states_"),
     [
@@ -263,6 +269,15 @@ def test_a_saga_that_is_resumed_before_its_time_waits_for_it() -> None:
     assert wake_at(saga) == BORN + 20
     late = transition(play(saga, "suspend").saga, event_of("resume", BORN + 21)).saga
     assert shown(outstanding(late)) == "a#1"
+
+
+def test_a_saga_whose_clock_goes_back_before_its_time_forgets_no_step() -> None:
+    saga = play(saga_of("a< b< c<b", options=Options(start_at=BORN + 20)), "wait 20, suspend, b ok").saga
+    for text in ("resume", "a ok"):
+        saga = transition(saga, event_of(text, BORN + 10)).saga
+    assert states(saga) == "a completed, b completed, c pending"
+    assert (saga.state, wake_at(saga)) == ("started", BORN + 20)
+    assert shown(transition(saga, TimePassed(BORN + 20)).commands) == "c#1"
 
 
 def test_a_saga_that_is_cancelled_before_its_time_has_done_nothing() -> None:
@@ -449,6 +464,8 @@ REFUSED = {
     "time: at rest": ("a", "a ok", "wait 5", "nothing is awaited any more"),
     "later: twice": ("a", "a later", "a later", "is not awaited"),
     "undo later: twice": ("a b", "a ok, b fails, undo a later", "undo a later", "is not awaited"),
+    "a report that a child was undone, of a step that has completed": ("a* b", "child a completed",
+     "child a compensated", "step 'a' is completed, and a child that is compensated changes nothing"),
     "a report for a step without child": ("a", "", "child a completed", "step 'a' did not start the saga"),
 }  # fmt: skip
 
@@ -473,6 +490,7 @@ def test_what_cannot_be_done_is_ignored_with_its_reason(
         ("a b c", "skip b, skip c, a ok", "completed", "a completed, b skipped, c skipped"),
         ("a< b< c", "suspend, b ok, skip c, resume", "started", "a started, b completed, c skipped"),
         ("a b", "suspend, a ok", "started", "a completed, b pending"),
+        ("a b c", "suspend, a ok, resume", "started", "a completed, b started, c pending"),
         ("a b", "suspend, a ok, resume", "started", "a completed, b started"),
         ("a b", "suspend, a fails", "compensated", "a failed, b pending"),
         ("a b c", "a ok, suspend, b fails", "compensating", "a completed, b failed, c pending"),

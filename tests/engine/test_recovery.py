@@ -363,8 +363,46 @@ async def test_an_engine_waits_for_its_store_with_what_handlers_returned(
     assert len(said) == 2, said
     assert "cannot commit" in said[0]
     assert "at lunch" in said[0]
-    assert "can commit again" in said[1]
+    assert "works again" in said[1]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+async def test_a_store_that_now_and_then_takes_something_is_not_said_to_be_back(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Like a disk that is full: what is small finds room, and what has nothing to write needs none."""
+    store = AwayStore(world.store)
+    looked = well = 0
+    enough, again = anyio.Event(), anyio.Event()
+
+    async def take_the_store_away(saga: Saga, step: Step[Any]) -> None:
+        store.away = True
+
+    async def claim_due(before: float, until: float, limit: int) -> Any:
+        nonlocal looked, well
+        looked += store.away
+        if looked > 20:
+            enough.set()
+        well += not store.away
+        if well > 1:
+            again.set()  # so the call before has come to its end
+        if store.away and looked % 2:
+            raise StoreUnavailableError("The store is at lunch")
+        return await world.store.claim_due(before, until, limit)
+
+    store.claim_due = claim_due  # type: ignore[attr-defined]
+    world.replace("do.a", take_the_store_away)
+    async with world.running(store=store, sweep_interval=0.01) as manager:
+        saga = await manager.start("s", steps("a", "b"))
+        await enough.wait()
+        store.away = False
+        assert (await manager.wait(saga.id)).is_completed
+        await again.wait()
+    said = [record.getMessage() for record in caplog.records if record.name == "saga_amqp.store"]
+    assert [line.partition(";")[0].partition(",")[0] for line in said] in (
+        ["The store cannot commit", "The store cannot look for timers", "The store works again"],
+        ["The store cannot look for timers", "The store cannot commit", "The store works again"],
+    )
 
 
 async def test_a_commit_whose_answer_got_lost_is_not_made_twice(world: World) -> None:

@@ -70,12 +70,8 @@ class RabbitWorld(World):
             await anyio.sleep(POLL_INTERVAL)
 
     def ready(self) -> list[int]:
-        """Ask the broker how many messages are ready in the queues: steps, compensations, dead letters.
-
-        It blocks the event loop, for a moment, so that it needs no thread that outlives the test.
-        """
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, _ready(self.url, self.queues)).result()
+        """Ask the broker how many messages are ready in the queues: steps, compensations, dead letters."""
+        return messages_ready(self.url, self.queues)
 
     async def until_ready(self, steps: int = 0, compensations: int = 0, dead_letters: int = 0) -> None:
         """Wait until so many messages are ready, as they are once whoever had them has gone."""
@@ -84,6 +80,15 @@ class RabbitWorld(World):
             while self.ready() != expected:
                 await anyio.sleep(POLL_INTERVAL)
         assert self.ready() == expected
+
+
+def messages_ready(url: str, queues: list[str]) -> list[int]:
+    """Ask the broker how many messages are ready in these queues.
+
+    It blocks the event loop, for a moment, so that it needs no thread that outlives the test.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, _ready(url, queues)).result()
 
 
 async def _ready(url: str, queues: list[str]) -> list[int]:
@@ -174,9 +179,9 @@ class Worker:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, *arguments: str) -> AsyncIterator[Self]:
+    async def start(cls, *arguments: str, module: str = "worker") -> AsyncIterator[Self]:
         """Start a worker; it does not outlive the test."""
-        command = [sys.executable, "-W", "error", "-m", "tests.faults.worker", *arguments]
+        command = [sys.executable, "-W", "error", "-m", f"tests.faults.{module}", *arguments]
         async with await anyio.open_process(command, stderr=None) as process:
             try:
                 yield cls(process)

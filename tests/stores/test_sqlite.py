@@ -100,7 +100,7 @@ async def test_a_commit_costs_the_same_however_many_steps_there_are(path: Path) 
         assert saga.is_completed
         with sqlite3.connect(path) as connection:
             rows = connection.execute(
-                "SELECT coalesce(length(event), 0) + coalesce(length(snapshot), 0) FROM history"
+                "SELECT coalesce(length(event), 0) + coalesce(length(snapshot), 0) FROM saga_history"
                 " WHERE saga_id = ? ORDER BY revision",
                 (saga.id,),
             ).fetchall()

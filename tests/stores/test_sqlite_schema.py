@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from saga_amqp import SchemaError, SQLiteStore, StoreError, StoreUnavailableError
+from saga_amqp import Options, Query, SchemaError, SQLiteStore, StoreError, StoreUnavailableError
 from saga_amqp.stores.sqlite import schema, upgrade
 from saga_amqp.testing.orders import order, same
 
 SECOND = ("ALTER TABLE sagas ADD COLUMN colour TEXT", "CREATE INDEX sagas_colour ON sagas (colour)")
+
+VERSION = "SELECT max(version) FROM saga_migrations"
 
 
 @pytest.fixture
@@ -39,8 +41,7 @@ async def test_a_new_file_is_set_up_by_itself(kind: str, path: Path) -> None:
         os.close(os.open(path, os.O_CREAT))
     async with SQLiteStore(path) as store:
         await store.create(order())
-    assert query(path, "PRAGMA user_version") == [(len(schema.MIGRATIONS),)]
-    assert query(path, "PRAGMA application_id") == [(int.from_bytes(b"SAGA", "big"),)]
+    assert query(path, VERSION) == [(len(schema.MIGRATIONS),)]
 
 
 def test_of_many_that_set_up_one_file_one_does(path: Path) -> None:
@@ -78,36 +79,51 @@ def test_an_upgrade_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, SECOND, ("CREATE NONSENSE",)))
     with pytest.raises(StoreError, match=f"{path}.*NONSENSE"):
         upgrade(path)
-    assert query(path, "PRAGMA user_version") == [(1,)]
+    assert query(path, VERSION) == [(1,)]
     assert not query(path, "SELECT * FROM sqlite_master WHERE name = 'sagas_colour'")
 
 
 async def test_a_file_of_a_later_release_is_refused(path: Path) -> None:
     upgrade(path)
-    query(path, "PRAGMA user_version = 99")
+    query(path, "INSERT INTO saga_migrations (version) VALUES (99)")
     with pytest.raises(SchemaError, match=f"{path} has version 99.*use the release that wrote it"):
         async with SQLiteStore(path):
             pass
     with pytest.raises(SchemaError, match=f"{path} has version 99"):
         upgrade(path)
-    assert query(path, "PRAGMA user_version") == [(99,)]
+    assert query(path, VERSION) == [(99,)]
 
 
-@pytest.mark.parametrize(
-    "mark", ["CREATE TABLE sagas (id)", "PRAGMA application_id = 1", "PRAGMA user_version = 1"]
-)
-async def test_somebody_elses_database_is_refused_and_left_as_it_is(mark: str, path: Path) -> None:
-    query(path, mark)
+@pytest.mark.parametrize("theirs", ["CREATE TABLE orders (id)", "CREATE TABLE tags (id)"])
+async def test_an_applications_database_is_left_as_it_is_until_somebody_says_so(
+    theirs: str, path: Path
+) -> None:
+    query(path, theirs)
     with open(path, "rb") as file:  # noqa: ASYNC230
         before = file.read()
-    with pytest.raises(SchemaError, match=f"{path} is a database, but none of sagas"):
+    with pytest.raises(
+        SchemaError, match=f"{path} is a database, but none of sagas.*saga db upgrade sqlite:///"
+    ):
         async with SQLiteStore(path):
             pass
-    with pytest.raises(SchemaError, match=str(path)):
-        upgrade(path)
     with open(path, "rb") as file:  # noqa: ASYNC230
         assert file.read() == before
     assert os.listdir(path.parent) == [path.name]
+    assert upgrade(path) is True
+    assert upgrade(path) is False
+    saga = order(options=Options(tags={"colour": "blue"}))
+    async with SQLiteStore(path) as store:
+        await store.create(saga)
+        assert (await store.find(Query(tags={"colour": "blue"}))).sagas == (saga,)
+    table = theirs.split()[2]
+    assert query(path, f"SELECT * FROM {table}") == []
+
+
+def test_a_database_that_has_a_table_of_sagas_of_its_own_is_refused(path: Path) -> None:
+    query(path, "CREATE TABLE sagas (id)")
+    with pytest.raises(StoreError, match=f"{path}.*sagas already exists"):
+        upgrade(path)
+    assert query(path, "SELECT name FROM sqlite_master") == [("sagas",)]
 
 
 def test_upgrading_says_where_it_cannot(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ async def test_a_full_disk_takes_nothing_back_and_work_goes_on_when_there_is_roo
     assert ("the disk is full; free some space" if how == "disk" else "SQLITE_IOERR_WRITE") in told
 
 
-@pytest.mark.parametrize("statement", ["INSERT INTO history", "COMMIT"])
+@pytest.mark.parametrize("statement", ["INSERT INTO saga_history", "COMMIT"])
 async def test_a_writer_killed_in_the_midst_of_a_batch_leaves_whole_commits_only(
     statement: str, path: Path, anyio_backend: Backend
 ) -> None:
@@ -126,7 +126,7 @@ async def test_a_writer_killed_in_the_midst_of_a_batch_leaves_whole_commits_only
             await store.commit(*turned(saga))
     made = sum(saga.revision for saga in page.sagas)
     assert made > 0
-    if statement == "INSERT INTO history":
+    if statement == "INSERT INTO saga_history":
         assert made < KILLED_AT - 1, "this was not in the midst of a batch"
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -137,15 +137,18 @@ async def test_a_damaged_file_is_an_error_that_names_it(path: Path) -> None:
     saga = order()
     async with SQLiteStore(path) as store:
         await store.create(saga)
-    size = os.stat(path).st_size
-    with open(path, "r+b") as file:  # noqa: ASYNC230
-        file.seek(4096)  # everything but the first page, which says what tables there are
-        file.write(b"\xa5" * (size - 4096))
     async with SQLiteStore(path) as store:
+        size = os.stat(path).st_size
+        with open(path, "r+b") as file:  # noqa: ASYNC230
+            file.seek(4096)  # everything but the first page, which says what tables there are
+            file.write(b"\xa5" * (size - 4096))
         for call in (store.load(saga.id), store.create(order()), store.count()):
             with pytest.raises(StoreError, match=f"{path} is damaged; restore it from a backup") as caught:
                 await call
             assert not isinstance(caught.value, StoreUnavailableError)
+    with pytest.raises(StoreError, match=f"{path} is damaged"):
+        async with SQLiteStore(path):
+            pass
 
 
 @pytest.mark.parametrize("what", ["event", "snapshot"])
@@ -158,7 +161,7 @@ async def test_a_saga_that_cannot_be_read_is_named_and_stands_in_nobodys_way(wha
     with sqlite3.connect(path) as connection:
         value = b'{"type":"of a later release"}'
         connection.execute(
-            f"UPDATE history SET {what} = ? WHERE saga_id = ? AND {what} IS NOT NULL", (value, broken.id)
+            f"UPDATE saga_history SET {what} = ? WHERE saga_id = ? AND {what} IS NOT NULL", (value, broken.id)
         )
     connection.close()
     loaded: list[Saga] = []
@@ -183,7 +186,7 @@ async def test_a_history_with_a_gap_is_not_taken_for_a_whole_one(path: Path) -> 
         await store.create(saga)
         await apply(store, await apply(store, saga, reserved()), charged())
     with sqlite3.connect(path) as connection:
-        connection.execute("DELETE FROM history WHERE revision = 1")
+        connection.execute("DELETE FROM saga_history WHERE revision = 1")
     connection.close()
     async with SQLiteStore(path) as store:
         with pytest.raises(StoreError, match=f"{saga.id}.*damaged"):
@@ -266,7 +269,7 @@ async def test_a_new_file_that_another_process_holds_can_be_opened_when_it_lets_
         ("SQLITE_BUSY_SNAPSHOT", "busy_timeout"),
     ],
 )
-@pytest.mark.parametrize("statement", ["BEGIN", "UPDATE sagas", "INSERT INTO history", "COMMIT"])
+@pytest.mark.parametrize("statement", ["BEGIN", "UPDATE sagas", "INSERT INTO saga_history", "COMMIT"])
 async def test_what_may_pass_makes_the_store_unavailable_once(
     statement: str, name: str, advice: str, path: Path, trouble: Trouble
 ) -> None:

@@ -19,10 +19,12 @@ AT_ONCE = 0.0
 
 
 class Tables(msgspec.Struct, frozen=True):
-    """Where a store has its tables: `prefix` stands before their names. Whoever commits tells `hint_channel`."""
+    """Where a store has its tables; without a table of `tags` they are a column. Who commits tells `hint_channel`."""
 
     dialect: Dialect
-    prefix: str = ""
+    sagas: str
+    history: str
+    tags: str | None = None
     hint_channel: str | None = None
 
 
@@ -43,30 +45,29 @@ def enlist(saga: Saga, tables: Tables) -> Work[Saga]:
     """
     yield Begin()
     options = saga.plan.options
-    kept = tables.dialect == "postgresql"  # there tags are a column, and elsewhere rows of their own
     columns = 'id, name, "key", state, revision, base, created_at, updated_at, wake_at'
     values: list[object] = [saga.id, saga.name, options.key, saga.state.value, 0, 0]
     values += [saga.created_at, saga.updated_at, wake_at(saga)]
     places = ", ".join("?" * len(values))
-    if kept:
+    if tables.tags is None:
         columns, places = f"{columns}, tags", f"{places}, CAST(? AS jsonb)"
         values.append(msgspec.json.encode(options.tags).decode() if options.tags else None)
     created = yield from execute(
-        f"INSERT INTO {tables.prefix}sagas ({columns}) VALUES ({places}) ON CONFLICT DO NOTHING RETURNING id",
+        f"INSERT INTO {tables.sagas} ({columns}) VALUES ({places}) ON CONFLICT DO NOTHING RETURNING id",
         *values,
     )
     if not created:
         return (yield from _holder(saga, tables))
     yield from execute(
-        f"INSERT INTO {tables.prefix}history (saga_id, revision, at, unpublished, snapshot) VALUES (?, 0, ?, ?, ?)",
+        f"INSERT INTO {tables.history} (saga_id, revision, at, unpublished, snapshot) VALUES (?, 0, ?, ?, ?)",
         saga.id,
         saga.updated_at,
         AT_ONCE if outstanding(saga) else None,
         encode_saga(saga),
     )
-    for tag, value in () if kept else options.tags.items():
+    for tag, value in options.tags.items() if tables.tags is not None else ():
         yield from execute(
-            f"INSERT INTO {tables.prefix}tags (tag, value, created_at, saga_id) VALUES (?, ?, ?, ?)",
+            f"INSERT INTO {tables.tags} (tag, value, created_at, saga_id) VALUES (?, ?, ?, ?)",
             tag,
             value,
             saga.created_at,
@@ -80,14 +81,14 @@ def enlist(saga: Saga, tables: Tables) -> Work[Saga]:
 def _holder(saga: Saga, tables: Tables) -> Work[Saga]:
     """Return the saga that has the key already."""
     heads = yield from execute(
-        f'SELECT id, base FROM {tables.prefix}sagas WHERE name = ? AND "key" = ?',
+        f'SELECT id, base FROM {tables.sagas} WHERE name = ? AND "key" = ?',
         saga.name,
         saga.plan.options.key,
     )
     if not heads:
         raise SagaExistsError(f"Saga {saga.id} is in the store already; every start needs an id of its own")
     rows = yield from execute(
-        f"SELECT event, snapshot FROM {tables.prefix}history WHERE saga_id = ? AND revision >= ? ORDER BY revision",
+        f"SELECT event, snapshot FROM {tables.history} WHERE saga_id = ? AND revision >= ? ORDER BY revision",
         *heads[0],
     )
     return assemble(bytes(rows[0][1]), (bytes(event) for event, _ in rows[1:]))

@@ -1,6 +1,6 @@
 """Going through everything that a query finds, page by page."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from saga_amqp.contracts import Query, Store
 from saga_core import Saga
@@ -9,7 +9,7 @@ from saga_core.states import ACTIVE
 RUNNING = Query(states=ACTIVE)
 
 
-async def pages(store: Store, query: Query, limit: int = 100) -> AsyncIterator[tuple[Saga, ...]]:
+async def pages(store: Store, query: Query, limit: int = 100) -> AsyncGenerator[tuple[Saga, ...]]:
     """Give the sagas that a query finds, oldest first, so many at a time. Raises: StoreError."""
     cursor: str | None = None
     while True:

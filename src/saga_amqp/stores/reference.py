@@ -76,7 +76,11 @@ class ReferenceStore:
         if saga.progress_of(name).state is state:
             return saga
         raw = encode_payload(output, f"The output of step {name!r} of saga {saga_id}")
-        return await self._apply(saga, self._told(saga, name, state, raw, error))
+        return await self._apply(
+            saga,
+            self._told(saga, name, state, raw, error),
+            is_known=lambda saga: saga.progress_of(name).state is state,
+        )
 
     async def update_saga_state(self, saga_id: str, state: SagaState) -> Saga:
         """Have a saga undone, the one state that can be asked for; return it as it is then.
@@ -93,11 +97,17 @@ class ReferenceStore:
                 f"Saga {saga_id} ({saga.name}) is {saga.state}, and becomes {state} by what becomes of its steps; "
                 f"update these, or have it compensated"
             )
-        return await self._apply(saga, CompensationRequested("asked for", self._clock()))
+        return await self._apply(
+            saga,
+            CompensationRequested("asked for", self._clock()),
+            is_known=lambda saga: saga.state is state,
+        )
 
-    async def _apply(self, saga: Saga, event: Event) -> Saga:
+    async def _apply(self, saga: Saga, event: Event, *, is_known: Callable[[Saga], bool]) -> Saga:
         answer = await decide(self._store, saga, event, note=lambda: AT_ONCE)
         if answer.ignored is not None:
+            if is_known(answer.saga):  # somebody else has told the same meanwhile
+                return answer.saga
             raise RefusedError(answer.ignored)
         self._store.hint()
         return answer.saga

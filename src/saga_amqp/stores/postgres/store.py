@@ -94,7 +94,8 @@ class PostgresStore:
         """Where the tables are, for a connection of the user's own to the same database."""
         schema = self._address.schema
         quoted = schema.replace('"', '""')
-        return Tables("postgresql", f'"{quoted}".', hint_channel(schema))
+        sagas, history = f'"{quoted}".sagas', f'"{quoted}".history'
+        return Tables("postgresql", sagas, history, hint_channel=hint_channel(schema))
 
     async def __aenter__(self) -> Self:
         """Connect, and see that the tables are those of this release. Cancelled, nothing stays open.

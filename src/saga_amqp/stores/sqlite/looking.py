@@ -75,10 +75,10 @@ def _with_tags(
     # CROSS JOIN: SQLite is not to choose the order itself.
     columns = ", ".join(f"sagas.{column}" for column in HEAD.split(", "))
     rows = connection.execute(
-        f"SELECT {columns} FROM tags CROSS JOIN sagas ON sagas.id = tags.saga_id"
+        f"SELECT {columns} FROM saga_tags AS tags CROSS JOIN sagas ON sagas.id = tags.saga_id"
         " WHERE tags.tag = ? AND tags.value = ? AND (tags.created_at, tags.saga_id) > (?, ?)"
         f" AND sagas.state IN ({_listed(query.states)}){conditions}"
-        + " AND EXISTS (SELECT 1 FROM tags AS other WHERE other.tag = ? AND other.value = ?"
+        + " AND EXISTS (SELECT 1 FROM saga_tags AS other WHERE other.tag = ? AND other.value = ?"
         " AND other.created_at = sagas.created_at AND other.saga_id = sagas.id)"
         * len(others)
         + " ORDER BY tags.created_at, tags.saga_id LIMIT ?",

@@ -1,7 +1,7 @@
 """The tables of a file of sagas, and how those of an earlier release become those of this one.
 
-`PRAGMA application_id` says that a file is one of ours, `PRAGMA user_version` how many migrations it has seen. Both
-are in the file's header, and change in the transaction that changes the tables.
+The table `saga_migrations` says which migrations a file has seen. The file may be that of an application, with tables
+of its own beside ours: then a transaction can write to both. But only who says so has ours made in it.
 """
 
 import sqlite3
@@ -11,10 +11,8 @@ from pathlib import Path
 from saga_amqp.errors import SchemaError
 from saga_amqp.stores.sqlite.failures import explained, patiently
 
-APPLICATION = int.from_bytes(b"SAGA", "big")
-
-# `history` has a rowid: measured, it takes a quarter more commits than without, for its rows are written one behind the
-# other. Snapshots come last in a row, so that reading what stands before them does not read them.
+# `saga_history` has a rowid: measured, it takes a quarter more commits than without, for then rows are written one
+# behind the other. Snapshots come last in a row, so that reading what stands before them does not read them.
 FIRST = (
     """
     CREATE TABLE sagas (
@@ -33,7 +31,7 @@ FIRST = (
     "CREATE INDEX sagas_state ON sagas (state, created_at, id)",
     "CREATE INDEX sagas_due ON sagas (wake_at, id) WHERE wake_at IS NOT NULL",
     """
-    CREATE TABLE history (
+    CREATE TABLE saga_history (
         saga_id TEXT NOT NULL,
         revision INTEGER NOT NULL,
         at REAL NOT NULL,
@@ -44,11 +42,11 @@ FIRST = (
     )
     """,
     """
-    CREATE INDEX history_unpublished ON history (unpublished, saga_id, revision)
+    CREATE INDEX saga_history_unpublished ON saga_history (unpublished, saga_id, revision)
     WHERE unpublished IS NOT NULL
     """,
     """
-    CREATE TABLE tags (
+    CREATE TABLE saga_tags (
         tag TEXT NOT NULL,
         value TEXT NOT NULL,
         created_at REAL NOT NULL,
@@ -56,15 +54,23 @@ FIRST = (
         PRIMARY KEY (tag, value, created_at, saga_id)
     ) WITHOUT ROWID
     """,
-    "CREATE INDEX tags_saga ON tags (saga_id)",
+    "CREATE INDEX saga_tags_saga ON saga_tags (saga_id)",
 )
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (FIRST,)
 """What each version adds to the one before it, in statements. Published ones never change; new ones go to the end."""
 
 
+NOTES = """
+CREATE TABLE IF NOT EXISTS saga_migrations (
+    version INTEGER NOT NULL PRIMARY KEY,
+    applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+)
+"""
+
+
 def upgrade(path: str | PathLike[str], *, busy_timeout: float = 5.0) -> bool:
-    """Bring a file of sagas to the schema of this release; a missing or empty file is set up.
+    """Bring the tables of sagas in a file to this release. A file that has none gets them, be it missing or somebody's.
 
     Return whether there was anything to do. All of it happens, or nothing; it can be repeated. Blocks, for up to
     `busy_timeout` seconds while another process holds the file.
@@ -81,7 +87,12 @@ def prepare(connection: sqlite3.Connection, file: Path, *, set_up: bool) -> None
 
     Raises: SchemaError; sqlite3.Error.
     """
-    version = _version(connection, file)
+    version, others = _state(connection, file)
+    if version == 0 and others:
+        raise SchemaError(
+            f"{file} is a database, but none of sagas; name another file, or have them kept beside what is there: "
+            f"run `saga db upgrade sqlite:///{file}`"
+        )
     if version == 0 and set_up:
         _migrate(connection, file)
     elif version < len(MIGRATIONS):
@@ -101,17 +112,18 @@ def _upgrade(file: Path) -> bool:
 
 def _migrate(connection: sqlite3.Connection, file: Path) -> bool:
     """Run the migrations that a file has not seen, and return whether there were any."""
-    _version(connection, file)  # nothing is changed in somebody else's file, not even its journal
+    _state(connection, file)  # nothing is changed in a file of a later release, not even its journal
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = _version(connection, file)  # of several that set up one file, the first has done it
+        version, _ = _state(connection, file)  # of several that set up one file, the first has done it
         missing = MIGRATIONS[version:]
-        for statement in (statement for migration in missing for statement in migration):
-            connection.execute(statement)
         if missing:
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            connection.execute(NOTES)
+        for number, migration in enumerate(missing, version + 1):
+            for statement in migration:
+                connection.execute(statement)
+            connection.execute("INSERT INTO saga_migrations (version) VALUES (?)", (number,))
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
@@ -119,24 +131,23 @@ def _migrate(connection: sqlite3.Connection, file: Path) -> bool:
     return bool(missing)
 
 
-def _version(connection: sqlite3.Connection, file: Path) -> int:
-    """Return how many migrations a file has seen.
+def _state(connection: sqlite3.Connection, file: Path) -> tuple[int, bool]:
+    """Return how many migrations a file has seen, and whether there is anything else in it.
 
-    Raises: SchemaError when it is not ours, or that of a later release.
+    Raises: SchemaError when it is that of a later release.
     """
     alone = not connection.in_transaction
     if alone:
-        connection.execute("BEGIN")  # so that all three are of one moment
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("BEGIN")  # so that both are of one moment
+    names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
+    version = 0
+    if "saga_migrations" in names:
+        (version,) = connection.execute("SELECT coalesce(max(version), 0) FROM saga_migrations").fetchone()
     if alone:
         connection.execute("COMMIT")
-    if application != APPLICATION and (application or version or objects):
-        raise SchemaError(f"{file} is a database, but none of sagas; name another file, or a new one")
     if version > len(MIGRATIONS):
         raise SchemaError(
             f"{file} has version {version} of the tables, and this release knows {len(MIGRATIONS)} at most; "
             "use the release that wrote it, or a later one"
         )
-    return int(version)
+    return version, bool(names)

@@ -65,7 +65,7 @@ class SQLiteStore:
     @property
     def tables(self) -> Tables:
         """Where the tables are, for a connection of the user's own to the same file."""
-        return Tables("sqlite")
+        return Tables("sqlite", "sagas", "saga_history", "saga_tags")
 
     async def __aenter__(self) -> Self:
         """Open the file, and make the tables in a new one. Cancelled, nothing stays open.

@@ -63,7 +63,7 @@ def create(saga: Saga, *, unpublished: float | None) -> Job[Saga | None]:
         _append(connection, saga, None, snapshot, unpublished=unpublished)
         if tags:
             connection.executemany(
-                "INSERT INTO tags (tag, value, created_at, saga_id) VALUES (?, ?, ?, ?)", tags
+                "INSERT INTO saga_tags (tag, value, created_at, saga_id) VALUES (?, ?, ?, ?)", tags
             )
         return None
 
@@ -119,7 +119,7 @@ def read(connection: sqlite3.Connection, head: Head, known: Saga | None) -> Saga
         return known
     first = head.base if known is None else max(head.base, known.revision)
     rows = connection.execute(
-        "SELECT at, event, snapshot FROM history WHERE saga_id = ? AND revision BETWEEN ? AND ? ORDER BY revision",
+        "SELECT at, event, snapshot FROM saga_history WHERE saga_id = ? AND revision BETWEEN ? AND ? ORDER BY revision",
         (head.saga_id, first, head.revision),
     ).fetchall()
     try:
@@ -151,8 +151,8 @@ def delete(saga_id: str, revision: int | None) -> Job[None]:
                 f"Saga {saga_id} is at revision {found[0]} and not {revision}: it is not deleted"
             )
         connection.execute("DELETE FROM sagas WHERE id = ?", (saga_id,))
-        connection.execute("DELETE FROM history WHERE saga_id = ?", (saga_id,))
-        connection.execute("DELETE FROM tags WHERE saga_id = ?", (saga_id,))
+        connection.execute("DELETE FROM saga_history WHERE saga_id = ?", (saga_id,))
+        connection.execute("DELETE FROM saga_tags WHERE saga_id = ?", (saga_id,))
 
     return job
 
@@ -162,7 +162,8 @@ def history(saga_id: str) -> Job[tuple[Saga, Sequence[Event]]]:
 
     def job(connection: sqlite3.Connection) -> tuple[Saga, Sequence[Event]]:
         rows = connection.execute(
-            "SELECT event, CASE WHEN event IS NULL THEN snapshot END FROM history WHERE saga_id = ? ORDER BY revision",
+            "SELECT event, CASE WHEN event IS NULL THEN snapshot END FROM saga_history"
+            " WHERE saga_id = ? ORDER BY revision",
             (saga_id,),
         ).fetchall()
         if not rows:
@@ -195,12 +196,12 @@ def claim_unpublished(before: float, until: float, limit: int) -> Job[Sequence[C
 
     def job(connection: sqlite3.Connection) -> Sequence[Commit]:
         left: list[Commit] = connection.execute(
-            "SELECT saga_id, revision FROM history WHERE unpublished <= ?"
+            "SELECT saga_id, revision FROM saga_history WHERE unpublished <= ?"
             " ORDER BY unpublished, saga_id, revision LIMIT ?",
             (before, limit),
         ).fetchall()
         connection.executemany(
-            "UPDATE history SET unpublished = ? WHERE saga_id = ? AND revision = ?",
+            "UPDATE saga_history SET unpublished = ? WHERE saga_id = ? AND revision = ?",
             [(until, *commit) for commit in left],
         )
         return left
@@ -214,7 +215,7 @@ def mark_published(commits: Collection[Commit]) -> Job[None]:
 
     def job(connection: sqlite3.Connection) -> None:
         connection.executemany(
-            "UPDATE history SET unpublished = NULL"
+            "UPDATE saga_history SET unpublished = NULL"
             " WHERE saga_id = ? AND revision = ? AND unpublished IS NOT NULL",
             marked,
         )
@@ -231,7 +232,7 @@ def _append(
     unpublished: float | None,
 ) -> None:
     connection.execute(
-        "INSERT INTO history (saga_id, revision, at, unpublished, event, snapshot) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO saga_history (saga_id, revision, at, unpublished, event, snapshot) VALUES (?, ?, ?, ?, ?, ?)",
         (
             saga.id,
             saga.revision,
