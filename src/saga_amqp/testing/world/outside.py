@@ -67,8 +67,10 @@ class Outside:
             await life.perform(bring)
             if taken:
                 if isinstance(taken[0], SagaError) is not forged:
-                    self._world.fail(
-                        f"a {'forged' if forged else 'good'} token was answered with {taken[0]!r}"
-                    )
+                    self._world.fail(f"a {'forged' if forged else 'good'} token was {_said(taken[0])}")
                 return
             await trio.sleep(PAUSE)
+
+
+def _said(answer: object) -> str:
+    return f"refused: {answer}" if isinstance(answer, SagaError) else "taken"

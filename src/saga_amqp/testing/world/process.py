@@ -195,13 +195,13 @@ class Life:
             todo += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
             if task.coro.cr_frame is None:
                 continue
-            place = ""
+            places: list[str] = []
             for frame, _ in task.iter_await_frames():
                 name = frame.f_globals.get("__name__", "")
                 if name.startswith("saga_amqp.") and not name.startswith("saga_amqp.testing"):
-                    place = f"{name.removeprefix('saga_amqp.')}.{frame.f_code.co_name}"
-            if place:
-                yield place
+                    places.append(f"{name.removeprefix('saga_amqp.')}.{frame.f_code.co_name}")
+            if places:
+                yield " > ".join(places[-3:])
 
 
 class Process:

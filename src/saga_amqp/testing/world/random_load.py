@@ -77,14 +77,13 @@ class RandomLoad:
 
             await world.ask(start)
             if done:
-                self._remember(world, done[0])
+                self._remember(world, done[0], options.key)
                 return
             await trio.sleep(1.0)
 
-    def _remember(self, world: "World", saga: Saga) -> None:
+    def _remember(self, world: "World", saga: Saga, key: str | None) -> None:
         if saga.id not in world.vault.sagas:
             world.fail(f"I1: start has returned saga {saga.id}, which is not in the store")
-        key = saga.plan.options.key
         if key is not None and self._returned.setdefault(key, saga.id) != saga.id:
             world.fail(f"two sagas were started with the key {key}")
 
