@@ -17,6 +17,7 @@ from saga_core import (
     Event,
     Report,
     Saga,
+    SkipRequested,
     StartChild,
     StepResolved,
     awaits,
@@ -85,7 +86,7 @@ class Checker:
         name = self._trace.name(after.id)
         what = f"{name} at {after.revision}: {self._trace.event(event)} → {after.state}"
         self._trace.note("store", f"{what}{', suspended' if after.suspended else ''}", after.id)
-        if isinstance(event, StepResolved):
+        if isinstance(event, StepResolved | SkipRequested):
             self.resolved.add((after.id, event.step))
         shape = self._shapes[after.id]
         answer = transition(before, event)
