@@ -2,6 +2,7 @@
 # make bench   measure                 make check  format, lint and types
 # make fmt     write the format        make clean  remove what these have made
 # make docs    write what is generated in docs
+# make simulate  run whole worlds of engines, brokers and faults: SEEDS=1000 many, SEED=7 one and its story
 # make chaos MINUTES=10  move money while engines, broker and databases are killed, and see that no cent is lost; SEED=…
 # make mutation  break the core on purpose and see whether the tests notice: 20 minutes or more
 #
@@ -9,6 +10,9 @@
 
 PYTHON ?= python3
 ARGS ?=
+SEEDS ?= 100
+FIRST ?= 0
+JOBS ?= 2
 MINUTES ?= 10
 SEED ?=
 
@@ -18,7 +22,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench fmt clean dev docs mutation chaos
+.PHONY: help demo test check bench fmt clean dev docs mutation simulate chaos
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -47,6 +51,11 @@ fmt: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
+
+# FIRST is the first of the SEEDS, JOBS how many processes run them.
+simulate: $(VENV)/.installed-dev
+	$(BIN)/python -m saga_amqp.testing.world \
+	    $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)) $(ARGS)
 
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -W error -m tests.faults.bank --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

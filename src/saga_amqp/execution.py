@@ -195,7 +195,10 @@ class Execution:
                 await self._commit_alone(about, event, command)
                 return ()
             answer = await self._commit(about, event, command)
-            if answer.ignored is None or not answer.saga.past_pivot:
+            if answer.ignored is None:
+                # What else is outstanding is with the broker, or runs: it is left alone.
+                return answer.commands
+            if not answer.saga.past_pivot:
                 return outstanding(answer.saga)
             child = answer.saga  # it went past its pivot before it could be told
 

@@ -90,6 +90,22 @@ async def test_a_handler_that_is_cut_off_publishes_what_another_delivery_has_cau
     assert gate.cancelled == 1
 
 
+async def test_a_step_that_runs_in_a_child_is_left_alone_when_the_child_is_undone(world: World) -> None:
+    gate = Gate()
+    world.replace("do.a", gate)
+    parent = Step(name="child", child=ChildSaga("inner", steps("a")), timeout=0.2)
+    log: list[str] = []
+    async with world.running(transport=RecordingTransport(MemoryTransport(world.broker), log)) as manager:
+        saga = await manager.start("s", [parent])
+        await gate.until_running(1)
+        await world.watch.until(Point.ACKNOWLEDGED, 2)  # the orders to start the child, and to undo it
+        await anyio.sleep(0.1)
+        assert log.count("publish a.execute.1") == 1
+        gate.released.set()
+        saga = await manager.wait(saga.id)
+    assert saga.is_compensated
+
+
 class Unmarkable(RecordingStore):
     """A store that takes no notes off: it was closed before the manager, for example."""
 
