@@ -170,7 +170,9 @@ async def test_an_engine_goes_on_when_its_postgres_database_takes_connections_ag
 def check_said(lines: list[str], why: str) -> None:
     """See that each kind of call is said to fail, and why; once, however many fail; and that all is well again."""
     failing = [line for line in lines if line.startswith("The store cannot ")]
-    assert any(line.startswith("The store cannot commit") for line in failing)
+    # A disk that is full is read all the same. A server that is gone may be missed for something else first.
+    assert failing
+    assert not why or any(line.startswith("The store cannot commit") for line in failing)
     assert all(why in line for line in failing), failing
     assert len(failing) == len(set(line.partition(";")[0] for line in failing)) <= KINDS_OF_CALLS
     assert lines[-1].startswith("The store works again, after ")

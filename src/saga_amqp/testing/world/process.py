@@ -128,9 +128,11 @@ class Life:
             finally:
                 done.set()
 
-        if self._tasks is not None and self.is_up:
+        if self._tasks is not None and self.is_up and not self._tasks.cancel_scope.cancel_called:
             self._tasks.start_soon(do)
             await done.wait()
+        else:  # whoever tries again without end is to let it end
+            await trio.lowlevel.checkpoint()
 
     async def _serve(self) -> None:
         async with self.manager, trio.open_nursery() as self._tasks:
