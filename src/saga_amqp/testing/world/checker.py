@@ -172,8 +172,11 @@ class Checker:
             return transition(saga, event).ignored is None
         if isinstance(command, StartChild | CompensateChild):
             child = self._vault.sagas.get(command.child)
-            told = isinstance(command, StartChild) or (child is not None and child.asked >= command.attempt)
-            return awaits(saga, command) and not (child is not None and told)
+            if child is None:
+                return awaits(saga, command)
+            # A child that is undone already takes no order, and reports once more.
+            told = isinstance(command, StartChild) or child.asked >= command.attempt or child.is_compensated
+            return awaits(saga, command) and not told
         return awaits(saga, command)
 
     def at_rest(self) -> Iterator[str]:
