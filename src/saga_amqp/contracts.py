@@ -42,6 +42,9 @@ class Page(msgspec.Struct, frozen=True):
 Commit = tuple[str, int]
 """One commit: the saga's id, and the revision that it made. Revision 0 is the saga's creation."""
 
+AT_ONCE = 0.0
+"""The note of a commit that its maker does not publish: whoever finds it first does."""
+
 
 class Store(Protocol):
     """Sagas at rest and in flight, each with its history.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import anyio
 
 from saga_amqp.config import Config
-from saga_amqp.contracts import Commit
+from saga_amqp.contracts import AT_ONCE, Commit
 from saga_amqp.errors import ConnectionLostError, StoreError, TransportError
 from saga_amqp.observer import Moment, Point
 from saga_amqp.patience import PatientStore
@@ -54,7 +54,7 @@ class Outgoing:
 
     def note(self) -> float:
         """Return the note for a commit that is to be published here: when others may think that it was not."""
-        return 0.0 if self._broker is None else self._clock() + self._config.republish_after
+        return AT_ONCE if self._broker is None else self._clock() + self._config.republish_after
 
     async def publish(self, commit: Commit, commands: Sequence[Command]) -> None:
         """Publish the commands of a commit and wait until the broker has confirmed them all.

@@ -9,13 +9,11 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from saga_amqp.connections import Dialect
+from saga_amqp.contracts import AT_ONCE
 from saga_amqp.errors import SagaExistsError
 from saga_amqp.stores.rows import assemble
 from saga_amqp.work import Begin, Work, execute
 from saga_core import Saga, encode_saga, outstanding, wake_at
-
-AT_ONCE = 0.0
-"""A note that is due at once: whoever finds it first publishes."""
 
 
 class Tables(msgspec.Struct, frozen=True):

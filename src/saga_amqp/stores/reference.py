@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 from msgspec import Raw
 
-from saga_amqp.contracts import Store
+from saga_amqp.contracts import AT_ONCE, Store
 from saga_amqp.errors import RefusedError
 from saga_amqp.execution import decide
-from saga_amqp.stores.enlisting import AT_ONCE
 from saga_amqp.stores.looking import RUNNING, find_all
 from saga_core import (
     CompensationFailed,
