@@ -14,6 +14,7 @@ class Point(StrEnum):
     RECEIVED = "received"
     HANDLER_BEGAN = "handler began"
     HANDLER_ENDED = "handler ended"
+    DEAD_LETTERED = "dead-lettered"
     COMMITTING = "committing"
     COMMITTED = "committed"
     PUBLISHING = "publishing"

@@ -9,12 +9,20 @@ from typing import TypeVar
 
 import msgspec
 
-from saga_core.commands import Command
+from saga_core.commands import (
+    Command,
+    Compensate,
+    CompensateChild,
+    Execute,
+    StartChild,
+    StateChanged,
+)
 from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
 from saga_core.graph import CHUNK
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.plan import Plan
+from saga_core.remote import Work
 from saga_core.states import SagaState
 
 WIRE_VERSION = 1
@@ -42,9 +50,10 @@ class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
 _saga = msgspec.json.Decoder(_Kept)
 
 
-def encode_command(command: Command) -> bytes:
-    """Return the body of the message that carries a command."""
-    return _encode(command)
+def encode_command(command: Command | StateChanged, work: Work | None = None) -> bytes:
+    """Return the body of the message that carries a command, and what a handler far from the store has to know."""
+    body = _encode(command)
+    return body if work is None else body[:-1] + b',"work":' + _encode(work) + b"}"
 
 
 def decode_command(body: bytes) -> Command:
@@ -60,6 +69,37 @@ def decode_command(body: bytes) -> Command:
     if command.version > WIRE_VERSION:
         _check_version(body)
     return command
+
+
+def decode_work(body: bytes) -> Work:
+    """Read what a message tells a handler that is far from the store.
+
+    Raises: CodecError.
+    """
+    return _decode(_carrier, body, "message with work for a participant").work
+
+
+def addressed(body: bytes) -> Execute | Compensate | StartChild | CompensateChild | None:
+    """Read which attempt a message is about, be the rest of it readable or not; None when not even that can be read.
+
+    What is returned has no more than that. A reply is about the command that it answers.
+    """
+    try:
+        address = _address.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    about = (address.saga, address.step)
+    match address.of or address.operation:
+        case "execute":
+            return Execute(*about, "", address.attempt)
+        case "compensate":
+            return Compensate(*about, "", address.attempt)
+        case "start_child":
+            return StartChild(*about, address.attempt, "")
+        case "compensate_child":
+            return CompensateChild(*about, address.attempt, "")
+        case _:
+            return None
 
 
 def encode_event(event: Event) -> bytes:
@@ -129,6 +169,20 @@ class _Versioned(msgspec.Struct):
     step: str = ""
 
 
+class _Address(msgspec.Struct):
+    operation: str
+    saga: str
+    step: str
+    attempt: int
+    of: str = ""
+
+
+class _Carrier(msgspec.Struct):
+    work: Work
+
+
+_address = msgspec.json.Decoder(_Address)
+_carrier = msgspec.json.Decoder(_Carrier)
 _versioned = msgspec.json.Decoder(_Versioned)
 
 

@@ -234,17 +234,17 @@ def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
     )
 
 
-def step_id(saga_id: str, position: int) -> str:
-    """Derive a step's ULID from its saga's: nothing to store, and the same on every machine.
+def step_id(saga_id: str, name: str) -> str:
+    """Derive a step's ULID from its saga's and its name: nothing to store, and the same on every machine.
 
     Counting up from the saga's id would not do: ULIDs made within one millisecond count up too, and the steps of
     two sagas would share their ids, and so their idempotency keys.
     """
-    return _derived_id(saga_id, position.to_bytes(4, "big"))
+    return _derived_id(saga_id, name.encode())
 
 
 def child_id(saga_id: str, position: int, attempt: int) -> str:
-    """Derive the ULID of the child saga that an attempt of a step starts."""
+    """Derive the ULID of the child saga that an attempt of a step starts. No name has the zeros that begin this one."""
     return _derived_id(saga_id, position.to_bytes(4, "big") + attempt.to_bytes(4, "big"))
 
 

@@ -133,7 +133,7 @@ class ReferenceStore:
 def _name_of(saga: Saga, step: str) -> str:
     """Return the name of a step that is given by its name or its id. An unknown one is returned as it is."""
     if step not in saga.plan.graph.positions:
-        for position, plan in enumerate(saga.plan.steps):
-            if step_id(saga.id, position) == step:
+        for plan in saga.plan.steps:
+            if step_id(saga.id, plan.name) == step:
                 return plan.name
     return step

@@ -21,6 +21,7 @@ from saga_amqp.errors import (
     TransportError,
     UnroutableError,
 )
+from saga_amqp.patterns import matches
 
 
 class MemoryBroker:
@@ -260,20 +261,3 @@ class MemoryTransport:
     def _check_open(self) -> None:
         if not self._open:
             raise TransportClosedError("The transport is not open; use it inside `async with`")
-
-
-def matches(kind: str, pattern: str, key: str) -> bool:
-    """Whether a binding of an exchange of this kind takes a message with this routing key."""
-    if kind == "fanout":
-        return True
-    if kind == "direct":
-        return pattern == key
-    return _match_words(pattern.split("."), key.split("."))
-
-
-def _match_words(pattern: list[str], words: list[str]) -> bool:
-    if not pattern:
-        return not words
-    if pattern[0] == "#":
-        return any(_match_words(pattern[1:], words[count:]) for count in range(len(words) + 1))
-    return bool(words) and pattern[0] in ("*", words[0]) and _match_words(pattern[1:], words[1:])

@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from saga_amqp.contracts import Exchange, Message, Queue, Topology
 from saga_amqp.errors import PublishError, TopologyError, TransportError, UnroutableError
+from saga_amqp.patterns import matches
 from saga_amqp.testing.world.agenda import Agenda
-from saga_amqp.transports.memory import matches
 
 if TYPE_CHECKING:
     from saga_amqp.testing.world.link import Link
