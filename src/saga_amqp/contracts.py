@@ -154,9 +154,10 @@ class Store(Protocol):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message to publish: persistent, JSON, mandatory (an unroutable one is an error).
+    """One message to publish: persistent, JSON.
 
-    `id` is the AMQP message id, at most 255 bytes of UTF-8 as are exchange, routing key and type.
+    `id` is the AMQP message id, at most 255 bytes of UTF-8 as are exchange, routing key and type. A `mandatory` one
+    that no queue wants is an error; another one is then gone, which suits events that nobody may be waiting for.
     """
 
     exchange: str
@@ -165,6 +166,7 @@ class Message(msgspec.Struct, frozen=True):
     id: str
     type: str
     headers: Mapping[str, str | int] | None = None
+    mandatory: bool = True
 
 
 class Exchange(msgspec.Struct, frozen=True):
@@ -287,6 +289,13 @@ class Transport(Protocol):
         """Create what is missing; what exists must be as asked.
 
         Raises: TopologyError, ConnectionLostError.
+        """
+        ...
+
+    async def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready: in nobody's hands yet.
+
+        Raises: QueueNotFoundError, ConnectionLostError, TransportClosedError.
         """
         ...
 

@@ -139,10 +139,10 @@ class World:
         return (await self.store.find(Query(states=frozenset(states or SagaState)))).sagas
 
     def depth(self, queue: str) -> int:
-        return self.broker.depth(queue)
+        return self.broker.held(queue)
 
     def assert_queues_are_empty(self, *, dead_letters: int = 0) -> None:
-        depths = {name: self.broker.depth(name) for name in self.broker.queues}
+        depths = {name: self.broker.held(name) for name in self.broker.queues}
         assert depths == {"saga.steps": 0, "saga.compensate": 0, "saga.dead-letter": dead_letters}
 
 

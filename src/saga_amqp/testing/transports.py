@@ -108,6 +108,31 @@ async def an_unroutable_message_is_an_error(open: Open) -> None:
             assert lost in str(error)
 
 
+async def a_message_that_is_not_mandatory_may_go_nowhere(open: Open) -> None:
+    """Where it is unroutable it is confirmed and gone; it is taken for no other message, and arrives where it can."""
+    async with open() as transport:
+        queue = await new_queue(transport)
+        nowhere = f"{queue}.nobody"
+        outcomes: list[tuple[int, TransportError | None]] = []
+        done = anyio.Event()
+
+        def settled(number: int, error: TransportError | None) -> None:
+            outcomes.append((number, error))
+            if len(outcomes) == 4:
+                done.set()
+
+        for number, (key, mandatory) in enumerate(
+            ((nowhere, False), (nowhere, True), (queue, False), (nowhere, False))
+        ):
+            message = Message("", key, b"{}", "same", "t", mandatory=mandatory)
+            await transport.publish(message, partial(settled, number))
+        await done.wait()
+        failed = {number: error for number, error in outcomes if error is not None}
+        assert list(failed) == [1], outcomes
+        assert isinstance(failed[1], UnroutableError)
+        assert await drain(transport, queue) == [("same", False)]
+
+
 async def a_message_id_may_be_under_way_twice(open: Open) -> None:
     """Each message has its own outcome, also when another one with the same id is under way."""
     async with open() as transport:
@@ -129,12 +154,13 @@ async def a_message_id_may_be_under_way_twice(open: Open) -> None:
 
 
 async def an_exchange_that_is_missing_is_an_error(open: Open) -> None:
-    """It settles with PublishError, and messages that are published after that arrive."""
+    """It settles with PublishError, mandatory or not, and messages that are published after that arrive."""
     async with open() as transport:
         queue = await new_queue(transport)
         outbox = Outbox(transport)
-        await outbox.publish(Message(f"{queue}.missing", "key", b"{}", "lost", "t"))
-        assert isinstance(outbox.outcomes["lost"], PublishError)
+        for id, mandatory in (("lost", True), ("lost too", False)):
+            await outbox.publish(Message(f"{queue}.missing", "key", b"{}", id, "t", mandatory=mandatory))
+            assert isinstance(outbox.outcomes[id], PublishError)
         await outbox.publish(message_to(queue, "after"))
         assert outbox.outcomes["after"] is None
 
@@ -298,6 +324,7 @@ CASES: tuple[Case, ...] = (
     a_direct_exchange_compares,
     a_fanout_exchange_reaches_everybody,
     an_unroutable_message_is_an_error,
+    a_message_that_is_not_mandatory_may_go_nowhere,
     a_message_id_may_be_under_way_twice,
     an_exchange_that_is_missing_is_an_error,
     prefetch_limits_what_is_in_hand,

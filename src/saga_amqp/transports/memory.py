@@ -16,6 +16,8 @@ import msgspec
 from saga_amqp.contracts import Delivery, Exchange, Message, Queue, Topology
 from saga_amqp.errors import (
     ConsumerCancelledError,
+    PublishError,
+    QueueNotFoundError,
     TopologyError,
     TransportClosedError,
     TransportError,
@@ -41,12 +43,14 @@ class MemoryBroker:
             if existing.declared != queue:
                 raise TopologyError(f"Queue {queue.name!r} exists as {existing.declared}, not as {queue}")
 
-    def route(self, message: Message) -> bool:
-        """Put a message into every queue that is bound for it; False if there is none."""
+    def route(self, message: Message) -> None:
+        """Put a message into every queue that is bound for it. Raises: PublishError, UnroutableError."""
         if message.exchange == "":
             targets = [queue for queue in self.queues.values() if queue.declared.name == message.routing_key]
+        elif message.exchange not in self.exchanges:
+            raise PublishError(f"There is no exchange {message.exchange!r} to publish {message.id} to")
         else:
-            kind = self.exchanges[message.exchange].kind if message.exchange in self.exchanges else "direct"
+            kind = self.exchanges[message.exchange].kind
             targets = [
                 queue
                 for queue in self.queues.values()
@@ -55,13 +59,17 @@ class MemoryBroker:
                     for exchange, pattern in queue.declared.bindings
                 )
             ]
+        if message.mandatory and not targets:
+            raise UnroutableError(
+                f"Message {message.id} has nowhere to go: no queue is bound to exchange {message.exchange!r} "
+                f"for {message.routing_key!r}"
+            )
         if message.headers:  # the publisher keeps its own, and may change it
             message = msgspec.structs.replace(message, headers=dict(message.headers))
         for queue in targets:
             queue.put(MemoryMessage(message))
-        return bool(targets)
 
-    def depth(self, queue: str) -> int:
+    def held(self, queue: str) -> int:
         """Return how many messages a queue holds, those with consumers included."""
         return len(self.queues[queue].ready) + sum(len(one.in_hand) for one in self.queues[queue].consumers)
 
@@ -229,6 +237,13 @@ class MemoryTransport:
         self._check_open()
         self.broker.declare(topology)
 
+    async def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready. Raises: QueueNotFoundError, TransportClosedError."""
+        self._check_open()
+        if queue not in self.broker.queues:
+            raise QueueNotFoundError(f"There is no queue {queue!r} on the broker; declare it first")
+        return len(self.broker.queues[queue].ready)
+
     @asynccontextmanager
     async def consume(
         self, queue: str, prefetch: int, receive: Callable[[Delivery], None]
@@ -248,15 +263,12 @@ class MemoryTransport:
     async def publish(self, message: Message, settled: Callable[[TransportError | None], None]) -> None:
         """Put a message into its queues at once. Raises: TransportClosedError."""
         self._check_open()
-        if self.broker.route(message):
-            settled(None)
+        try:
+            self.broker.route(message)
+        except PublishError as error:
+            settled(error)
         else:
-            settled(
-                UnroutableError(
-                    f"Message {message.id} has nowhere to go: no queue is bound to exchange {message.exchange!r} "
-                    f"for {message.routing_key!r}"
-                )
-            )
+            settled(None)
 
     def _check_open(self) -> None:
         if not self._open:

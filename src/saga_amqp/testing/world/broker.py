@@ -15,7 +15,7 @@ import trio
 from msgspec import Struct
 
 from saga_amqp.contracts import Exchange, Message, Queue, Topology
-from saga_amqp.errors import PublishError, TopologyError, TransportError, UnroutableError
+from saga_amqp.errors import PublishError, QueueNotFoundError, TopologyError, TransportError, UnroutableError
 from saga_amqp.patterns import matches
 from saga_amqp.testing.world.agenda import Agenda
 
@@ -158,7 +158,7 @@ class Broker:
             confirm(PublishError(f"There is no exchange {message.exchange!r} to publish {message.id} to"))
             return
         targets = self._targets(message)
-        if not targets:
+        if message.mandatory and not targets:
             confirm(
                 UnroutableError(
                     f"Message {message.id} has nowhere to go: no queue is bound to exchange {message.exchange!r} "
@@ -206,6 +206,12 @@ class Broker:
             link.tell_blocked(blocked)
 
     def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready. Raises: QueueNotFoundError."""
+        if queue not in self.queues:
+            raise QueueNotFoundError(f"There is no queue {queue!r} on the broker; declare it first")
+        return len(self.queues[queue].ready)
+
+    def held(self, queue: str) -> int:
         """Return how many messages a queue holds, those with consumers included."""
         return len(self.queues[queue].held()) if queue in self.queues else 0
 

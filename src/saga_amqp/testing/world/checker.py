@@ -182,7 +182,7 @@ class Checker:
     def at_rest(self) -> Iterator[str]:
         """Go through what is wrong when everything has come to rest."""
         for queue in self._broker.queues:
-            if depth := self._broker.depth(queue):
+            if depth := self._broker.held(queue):
                 yield f"I6: {depth} messages are left in {queue}"
         count = self._broker.count
         gone = count["acknowledged"] + count["dead-lettered"] + count["lost before the confirm"]

@@ -12,6 +12,7 @@ from saga_amqp.contracts import Delivery, Message, Settled, Topology
 from saga_amqp.errors import (
     ConnectFailedError,
     ConnectionLostError,
+    QueueNotFoundError,
     TopologyError,
     TransportClosedError,
     TransportError,
@@ -102,6 +103,20 @@ class WorldTransport:
             return None
 
         await self._ask(self._open(), ask)
+
+    async def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready. Raises: QueueNotFoundError, ConnectionLostError."""
+        found: list[int] = []
+
+        def ask() -> TransportError | None:
+            try:
+                found.append(self._broker.depth(queue))
+            except QueueNotFoundError as error:
+                return error
+            return None
+
+        await self._ask(self._open(), ask)
+        return found[0]
 
     @asynccontextmanager
     async def consume(

@@ -116,7 +116,7 @@ async def _rest(world: World) -> None:
     with trio.move_on_after(DRAIN):
         while empty:
             await trio.sleep(1.0)
-            empty = sum(world.broker.depth(queue) for queue in world.broker.queues) + len(world.vault.notes)
+            empty = sum(world.broker.held(queue) for queue in world.broker.queues) + len(world.vault.notes)
 
 
 async def _see_to_what_waits(world: World, tried: Counter[str]) -> None:

@@ -1,14 +1,14 @@
-"""Exchanges, queues and bindings as the broker wants to hear of them."""
+"""Exchanges, queues and bindings as the broker wants to hear of them, and what it says of a queue."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import aiormq
-from aiormq.exceptions import ChannelClosed
+from aiormq.exceptions import ChannelClosed, ChannelNotFoundEntity
 
 from saga_amqp.contracts import Queue, Topology
-from saga_amqp.errors import TopologyError
+from saga_amqp.errors import QueueNotFoundError, TopologyError
 
 
 async def declare(topology: Topology, connection: aiormq.Connection) -> None:
@@ -31,6 +31,21 @@ async def declare(topology: Topology, connection: aiormq.Connection) -> None:
             for exchange_name, pattern in queue.bindings:
                 with _named(f"Binding of queue {queue.name!r} to exchange {exchange_name!r} for {pattern!r}"):
                     await channel.queue_bind(queue.name, exchange_name, pattern)
+    finally:
+        if not channel.is_closed:
+            await channel.close()
+
+
+async def depth(queue: str, connection: aiormq.Connection) -> int:
+    """Return how many messages of a queue are ready, asked on a channel of its own, which closes if it is missing.
+
+    Raises: QueueNotFoundError.
+    """
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        return (await channel.queue_declare(queue, passive=True)).message_count or 0
+    except ChannelNotFoundEntity as error:
+        raise QueueNotFoundError(f"There is no queue {queue!r} on the broker; declare it first") from error
     finally:
         if not channel.is_closed:
             await channel.close()

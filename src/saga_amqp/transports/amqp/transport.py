@@ -22,7 +22,7 @@ from saga_amqp.transports.amqp.address import parse
 from saga_amqp.transports.amqp.control import Channel, Control
 from saga_amqp.transports.amqp.lanes import ConsumeLane, PublishLane
 from saga_amqp.transports.amqp.link import Link, dial
-from saga_amqp.transports.amqp.topology import declare
+from saga_amqp.transports.amqp.topology import declare, depth
 
 # Seconds that goodbyes may take: to a consumer's channel, to the connection, to the portal thread.
 GOODBYE = 5.0
@@ -163,6 +163,14 @@ class AmqpTransport:
         """
         _, control = self._up()
         await control.run(partial(declare, topology))
+
+    async def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready; 0 as well where a quorum queue has no leader just now.
+
+        Raises: QueueNotFoundError, ConnectionLostError, TransportClosedError.
+        """
+        _, control = self._up()
+        return await control.run(partial(depth, queue))
 
     @asynccontextmanager
     async def consume(
