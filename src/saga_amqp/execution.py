@@ -198,9 +198,9 @@ class Execution:
             if answer.ignored is None:
                 # What else is outstanding is with the broker, or runs: it is left alone.
                 return answer.commands
-            if not answer.saga.past_pivot:
+            if not (answer.saga.past_pivot or answer.saga.is_compensated):
                 return outstanding(answer.saga)
-            child = answer.saga  # it went past its pivot before it could be told
+            child = answer.saga  # it went past its pivot, or was undone, before it could be told
 
     async def _run_handler(self, saga: Saga, command: Execute | Compensate) -> Event:
         handler = self._config.handler(command)
