@@ -196,9 +196,9 @@ class Orchestrator:
             if outcome.ignored is None:
                 # What else is outstanding is with the broker, or runs: it is left alone.
                 return outcome
-            if not outcome.saga.past_pivot:
+            if not (outcome.saga.past_pivot or outcome.saga.is_compensated):
                 return outcome._replace(commands=outstanding(outcome.saga))
-            child = outcome.saga  # it went past its pivot before it could be told
+            child = outcome.saga  # it went past its pivot, or was undone, before it could be told
 
     async def _pass_time(self, saga_id: str) -> None:
         """Do what is due in a saga, and publish what comes of it; nothing if the saga is gone.

@@ -94,13 +94,16 @@ def _caused(
 _ANSWERS: dict[type[Command], tuple[type[Event], ...]] = {
     Execute: (StepSucceeded, StepFailed, StepSkipped, StepDeferred),
     Compensate: (CompensationSucceeded, CompensationFailed, CompensationDeferred),
-    Report: (ChildRested,),
 }
 
 
 def _answers(event: Event, command: Command) -> bool:
     if isinstance(command, Reply):
         command = asked_by(command)
+    if isinstance(event, ChildRested) and isinstance(command, Report):
+        # A child comes to rest more than once: it completes, and is undone later. Each rest has a report of its own.
+        told = (event.step, event.attempt, event.state, event.asked)
+        return told == (command.step, command.attempt, command.state, command.asked)
     if not isinstance(event, _ANSWERS.get(type(command), ())):
         return False
     return event.step == command.step and event.attempt == command.attempt  # type: ignore[union-attr]

@@ -14,6 +14,7 @@ from saga_core import (
     caused_by,
     consequences,
     fold,
+    outstanding,
 )
 
 from .notation import BORN, ID, event_of, events_of, saga_of, shown
@@ -109,3 +110,15 @@ def test_a_history_of_a_child_tells_its_undoing_from_its_end() -> None:
     assert saga.is_compensated
     first = Report(ID, "a", 1, ID, SagaState.COMPLETED)
     assert consequences(origin, [*events, undone], first) == ()
+
+
+def test_each_report_of_a_child_brings_back_what_it_has_caused_itself() -> None:
+    """A child that completed and was undone since has told so twice, both times of the same attempt."""
+    origin = saga_of("a* b< c<")
+    undone = ChildRested("a", 1, ID, SagaState.COMPENSATED, BORN + 9, asked=1)
+    events = [*events_of("b ok, c fails, child a completed"), undone]
+    first = Report(ID, "a", 1, ID, SagaState.COMPLETED)
+    last = Report(ID, "a", 1, ID, SagaState.COMPENSATED, asked=1)
+    assert shown(outstanding(fold(origin, events))) == "undo b#1"
+    assert shown(consequences(origin, events, first)) == "undo b#1"
+    assert consequences(origin, events, last) == ()
