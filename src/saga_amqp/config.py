@@ -9,7 +9,7 @@ from saga_amqp.handlers import CompensationHandler, Registry, StepHandler, colle
 from saga_amqp.observer import Moment, Observer, Point
 from saga_amqp.patterns import matches
 from saga_core import (
-    Command,
+    Carried,
     Compensate,
     CompensateChild,
     DefinitionError,
@@ -26,7 +26,7 @@ from saga_core import (
     work_of,
 )
 
-OPERATIONS: dict[type[Command], str] = {
+OPERATIONS: dict[type[Carried], str] = {
     Execute: "execute",
     Compensate: "compensate",
     StartChild: "start_child",
@@ -166,7 +166,7 @@ class Config:
             ),
         )
 
-    def message(self, command: Command, saga: Saga | None = None) -> Message:
+    def message(self, command: Carried, saga: Saga | None = None) -> Message:
         """Return the message that carries a command; where a participant handles it, with what it needs of the saga."""
         operation = OPERATIONS[type(command)]
         key, work = operation, None
@@ -197,7 +197,7 @@ class Config:
         """Return what runs a command, or None."""
         return (self.actions if type(command) is Execute else self.compensations).get(command.action)
 
-    def observe(self, point: Point, saga_id: str, command: Command | None = None) -> None:
+    def observe(self, point: Point, saga_id: str, command: Carried | None = None) -> None:
         """Tell the observer, if there is one."""
         if self.observer is not None:
             self.observer(Moment(point, saga_id, command))

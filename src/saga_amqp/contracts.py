@@ -189,6 +189,7 @@ class Queue(msgspec.Struct, frozen=True):
     dead_letter: str | None = None
     kind: Literal["quorum", "classic"] = "quorum"
     expires: float | None = None
+    delivery_limit: int | None = None
 
 
 class Topology(msgspec.Struct, frozen=True):

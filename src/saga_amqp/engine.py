@@ -10,10 +10,10 @@ caused. So the broker's redelivery is the recovery log, and nothing is written t
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -28,20 +28,20 @@ from saga_amqp.intake import Intake
 from saga_amqp.observer import Point
 from saga_amqp.poison import Poison, burial, check_count, read, unroutable
 from saga_amqp.reconnecting import Reconnecting
-from saga_core import Command
+from saga_core import Carried
 
 logger = logging.getLogger("saga_amqp.engine")
 
 
 class Duty(Protocol):
-    """What an engine does with its messages: that of an orchestrator, or that of a participant.
+    """What an engine does with its messages: that of an orchestrator, or that of a participant."""
 
-    `queues` are those that it takes messages from.
-    """
+    @property
+    def queues(self) -> Sequence[str]:
+        """The queues that it takes messages from."""
+        ...
 
-    queues: Sequence[str]
-
-    async def settle(self, command: Command, body: bytes) -> Sequence[Message]:
+    async def settle(self, command: Carried, body: bytes) -> Sequence[Message]:
         """Do what a command asks for, and return what has to be published before it is acknowledged.
 
         Raises: Poison; StoreError, TransportError, which end the engine.
@@ -81,7 +81,7 @@ class Engine:
         self._intakes = [Intake(queue, *limits[queue]) for queue in duty.queues]
         self._context = copy_context()
         self._workers: TaskGroup | None = None
-        self._in_hand: dict[Command | InHand, InHand] = {}
+        self._in_hand: dict[Carried | InHand, InHand] = {}
         self._stopping = False
         self._ending = anyio.Event()
         self._idle = anyio.Event()
@@ -201,7 +201,7 @@ class Engine:
             while (work := intake.next()) is not None:
                 self._start(self._work, work)
 
-    def _start(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         # In the context of `run`: not of the task that publishes, nor of the handler that was here before.
         assert self._workers is not None
         self._context.copy().run(self._workers.start_soon, function, *arguments)
@@ -280,7 +280,7 @@ class Engine:
         work.give_back()
 
     def _start_or_give_back(
-        self, work: InHand, function: Callable[..., Awaitable[None]], *arguments: object
+        self, work: InHand, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object
     ) -> None:
         if self._workers is None or self._stopping:
             work.give_back()
@@ -288,5 +288,5 @@ class Engine:
             self._start(function, *arguments)
 
 
-def _key(work: InHand) -> Command | InHand:
+def _key(work: InHand) -> Carried | InHand:
     return work if work.command is None else work.command

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -17,6 +18,7 @@ from saga_core import (
     Execute,
     Handler,
     Saga,
+    Step,
     StepError,
     TimePassed,
     answer_event,
@@ -79,5 +81,5 @@ async def run_handler(
 
 
 async def _call(handler: Handler, saga: Saga, name: str, token: str | None) -> object:
-    step = saga.step(name, handler.input_type)
+    step: Step[Any] = saga.step(name, handler.input_type)
     return await handler.function(saga, step if token is None else msgspec.structs.replace(step, token=token))

@@ -8,7 +8,7 @@ from saga_amqp.contracts import Delivery, Message
 from saga_amqp.errors import ConnectionLostError, PublishError, TransportError, UnroutableError
 from saga_amqp.observer import Point
 from saga_amqp.poison import Poison
-from saga_core import Command
+from saga_core import Carried
 
 if TYPE_CHECKING:
     from saga_amqp.engine import Engine
@@ -28,7 +28,7 @@ class InHand:
         engine: "Engine",
         intake: "Intake",
         delivery: Delivery,
-        command: Command | None,
+        command: Carried | None,
         poison: Poison | None = None,
     ) -> None:
         self._engine = engine

@@ -1,8 +1,9 @@
 """The life of a manager or a participant: open, running, closed, and the tasks that live as long as it is open."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
@@ -32,8 +33,8 @@ class Lifecycle:
         config: Config,
         duty: Duty,
         chance: Callable[[], float],
-        meanwhile: Callable[[], Awaitable[None]] = _nothing,
-        finish: Callable[[], Awaitable[None]] = _nothing,
+        meanwhile: Callable[[], Coroutine[Any, Any, None]] = _nothing,
+        finish: Callable[[], Coroutine[Any, Any, None]] = _nothing,
     ) -> None:
         self.buried: Counter[str] = Counter()
         self._broker = broker

@@ -18,8 +18,8 @@ from saga_amqp.reconnecting import Reconnecting
 from saga_amqp.sweep import Sweep
 from saga_core import (
     CancelRequested,
+    Carried,
     ChildRested,
-    Command,
     CompensateChild,
     Event,
     Outcome,
@@ -37,7 +37,6 @@ from saga_core import (
     event_of,
     order_to_undo,
     outstanding,
-    undeliverable,
 )
 
 logger = logging.getLogger("saga_amqp.engine")
@@ -90,7 +89,7 @@ class Orchestrator:
         finally:
             self._sweep = None
 
-    async def settle(self, command: Command, body: bytes) -> Sequence[Message]:
+    async def settle(self, command: Carried, body: bytes) -> Sequence[Message]:
         """Bring a command's result into the store, and return what has to be published before it is acknowledged.
 
         Raises: Poison, StoreError, TransportError.
@@ -108,7 +107,7 @@ class Orchestrator:
         Raises: StoreError.
         """
         command = poison.about
-        event = command and undeliverable(command, poison.failure, self._clock(), unknown=poison.unknown)
+        event = poison.event(self._clock())
         if command is None or event is None:
             return ()
         try:
@@ -117,7 +116,7 @@ class Orchestrator:
         except (SagaNotFoundError, UnknownStepError):
             return ()
 
-    async def _settle(self, command: Command) -> Outcome:
+    async def _settle(self, command: Carried) -> Outcome:
         saga = await self._store.load(command.saga)
         self.hold(saga)
         if isinstance(command, StartChild):
@@ -140,16 +139,16 @@ class Orchestrator:
             return await self._caused(command)
         return await self._bring(saga, event, command)
 
-    async def _bring(self, saga: Saga, event: Event, command: Command) -> Outcome:
+    async def _bring(self, saga: Saga, event: Event, command: Carried) -> Outcome:
         """Commit an event, or return what a commit of it has caused that was made before."""
         outcome = await self._commit(saga, event, command)
         return outcome if outcome.ignored is None else await self._caused(command)
 
-    async def _caused(self, command: Command) -> Outcome:
+    async def _caused(self, command: Carried) -> Outcome:
         origin, events = await self._store.history(command.saga)
         return consequences(origin, events, command)
 
-    async def _commit(self, saga: Saga, event: Event, command: Command) -> Outcome:
+    async def _commit(self, saga: Saga, event: Event, command: Carried) -> Outcome:
         committing = partial(self._config.observe, Point.COMMITTING, saga.id, command)
         outcome = await decide(self._store, saga, event, committing=committing)
         self.hold(outcome.saga)

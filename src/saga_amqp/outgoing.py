@@ -27,7 +27,7 @@ from saga_amqp.observer import Point
 from saga_amqp.patience import PatientStore
 from saga_amqp.poison import Poison, unroutable
 from saga_amqp.reconnecting import Reconnecting
-from saga_core import Command, Event, Outcome, Saga, undeliverable
+from saga_core import Carried, Event, Outcome, Saga
 
 logger = logging.getLogger("saga_amqp.engine")
 
@@ -79,7 +79,7 @@ class Outgoing:
         return AT_ONCE if self._broker is None else self._clock() + self._config.republish_after
 
     async def apply(
-        self, store: PatientStore | Store, saga: Saga, event: Event, command: Command | None = None
+        self, store: PatientStore | Store, saga: Saga, event: Event, command: Carried | None = None
     ) -> Outcome:
         """Commit an event that no message would bring up again, and publish what comes of it, as `publish` does.
 
@@ -109,7 +109,11 @@ class Outgoing:
         self._config.observe(Point.PUBLISHING, commit[0])
         try:
             if messages:
-                await self._send(self._broker, messages)
+                try:
+                    await self._send(self._broker, messages)
+                except UnroutableError:  # a queue of our own was deleted
+                    await self._broker.declare()
+                    await self._send(self._broker, messages)
         except ConnectionLostError as error:
             # That the broker is gone was logged already, once.
             logger.info("Saga %s goes on when the broker is back: %s", commit[0], error)
@@ -192,7 +196,7 @@ class Outgoing:
     async def _tell(self, poison: Poison) -> None:
         """Tell a saga that nobody takes what it asks for."""
         command = poison.about
-        event = command and undeliverable(command, poison.failure, self._clock(), unknown=poison.unknown)
+        event = poison.event(self._clock())
         if command is not None and event is not None:
             logger.error("Saga %s, step %r: %s", command.saga, command.step, poison)
             with suppress(SagaNotFoundError):

@@ -16,8 +16,8 @@ from saga_amqp.lifecycle import Lifecycle
 from saga_amqp.poison import Poison, Reason
 from saga_amqp.reconnecting import Reconnecting
 from saga_core import (
+    Carried,
     CodecError,
-    Command,
     Compensate,
     DefinitionError,
     Execute,
@@ -25,7 +25,6 @@ from saga_core import (
     decode_work,
     reply_of,
     saga_at_work,
-    undeliverable,
 )
 
 
@@ -95,7 +94,7 @@ class _Participation:
         self._config = config
         self._clock = clock
 
-    async def settle(self, command: Command, body: bytes) -> Sequence[Message]:
+    async def settle(self, command: Carried, body: bytes) -> Sequence[Message]:
         if not isinstance(command, Execute | Compensate):
             raise Poison(Reason.UNDECODABLE, "This is for an orchestrator, not for a participant", None)
         try:
@@ -112,7 +111,7 @@ class _Participation:
         command = poison.about
         if not isinstance(command, Execute | Compensate):
             return ()
-        event = undeliverable(command, poison.failure, self._clock(), unknown=poison.unknown)
+        event = poison.event(self._clock())
         return () if event is None else [self._config.message(reply_of(command, event))]
 
     async def attend(self, fail: Callable[[Exception], None]) -> None:

@@ -8,20 +8,22 @@ because it killed every engine that took it, comes to an orchestrator's queue, w
 import logging
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, cast
+from typing import cast
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Delivery, Message
 from saga_amqp.errors import UnroutableError
 from saga_core import (
+    Carried,
     CodecError,
-    Command,
     Compensate,
+    Event,
     Execute,
     Failure,
     SagaError,
     addressed,
     decode_command,
+    undeliverable,
 )
 
 logger = logging.getLogger("saga_amqp.engine")
@@ -56,7 +58,7 @@ class Poison(SagaError):
     """
 
     def __init__(
-        self, reason: Reason, text: str, about: Command | None, *, queue: str = "", unknown: bool = True
+        self, reason: Reason, text: str, about: Carried | None, *, queue: str = "", unknown: bool = True
     ) -> None:
         super().__init__(text)
         self.reason = reason
@@ -64,13 +66,14 @@ class Poison(SagaError):
         self.queue = queue
         self.unknown = unknown
 
-    @property
-    def failure(self) -> Failure:
-        """What the step fails with."""
-        return Failure(self.reason, str(self))
+    def event(self, at: float) -> Event | None:
+        """Return what the saga is to be told, if anything."""
+        if self.about is None:
+            return None
+        return undeliverable(self.about, Failure(self.reason, str(self)), at, unknown=self.unknown)
 
 
-def read(delivery: Delivery, queue: str, config: Config) -> Command:
+def read(delivery: Delivery, queue: str, config: Config) -> Carried:
     """Read the command that a message from a queue carries.
 
     Raises: Poison.
@@ -90,7 +93,7 @@ def read(delivery: Delivery, queue: str, config: Config) -> Command:
     return command
 
 
-def check_count(delivery: Delivery, command: Command, config: Config) -> None:
+def check_count(delivery: Delivery, command: Carried, config: Config) -> None:
     """Check that a message has not come back too often. The last time, nobody is asked to handle it any more.
 
     Raises: Poison.
@@ -123,8 +126,8 @@ def burial(poison: Poison, delivery: Delivery, queue: str, config: Config) -> Me
     )
 
 
-def _check_death(died: object, command: Command) -> None:
-    death = cast("Mapping[str, Any]", died) if isinstance(died, Mapping) else {}
+def _check_death(died: object, command: Carried) -> None:
+    death = cast("Mapping[str, object]", died if isinstance(died, Mapping) else {})
     why, queue = str(death.get("reason", "unknown")), str(death.get("queue", ""))
     text = f"The broker took it from queue {queue!r}: {why}"
     reason = Reason.DELIVERED_TOO_OFTEN if why == "delivery_limit" else Reason.DROPPED

@@ -12,6 +12,7 @@ from saga_core.codec import (
     encode_saga,
 )
 from saga_core.commands import (
+    Carried,
     Command,
     Compensate,
     CompensateChild,
@@ -82,6 +83,7 @@ __all__ = [
     "TABLE",
     "Callback",
     "CancelRequested",
+    "Carried",
     "ChildRested",
     "ChildSaga",
     "CodecError",

@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from saga_core.commands import (
-    Command,
+    Carried,
     Compensate,
     CompensateChild,
     Execute,
@@ -30,7 +30,7 @@ WIRE_VERSION = 1
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
-_command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_command: msgspec.json.Decoder[Carried] = msgspec.json.Decoder(Carried)
 _event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
@@ -50,13 +50,13 @@ class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
 _saga = msgspec.json.Decoder(_Kept)
 
 
-def encode_command(command: Command | StateChanged, work: Work | None = None) -> bytes:
+def encode_command(command: Carried | StateChanged, work: Work | None = None) -> bytes:
     """Return the body of the message that carries a command, and what a handler far from the store has to know."""
     body = _encode(command)
     return body if work is None else body[:-1] + b',"work":' + _encode(work) + b"}"
 
 
-def decode_command(body: bytes) -> Command:
+def decode_command(body: bytes) -> Carried:
     """Read a message's body.
 
     Raises: CodecError.

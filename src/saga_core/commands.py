@@ -66,6 +66,9 @@ class Report(Struct, frozen=True, gc=False, tag_field="operation", tag="report")
     version: int = 1
 
 
+Command = Execute | Compensate | StartChild | CompensateChild | Report
+
+
 class Reply(Struct, frozen=True, gc=False, tag_field="operation", tag="reply"):
     """Tell an orchestrator how an attempt ended that a participant has run. `of` is what it had been asked for.
 
@@ -89,7 +92,8 @@ class Reply(Struct, frozen=True, gc=False, tag_field="operation", tag="reply"):
         return hash((self.saga, self.step, self.attempt, self.of, self.outcome))
 
 
-Command = Execute | Compensate | StartChild | CompensateChild | Report | Reply
+Carried = Command | Reply
+"""What the messages on the queues carry."""
 
 
 class StateChanged(Struct, frozen=True):

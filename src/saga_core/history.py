@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from saga_core.commands import Command, Compensate, Execute, Reply, Report, StateChanged
+from saga_core.commands import Carried, Command, Compensate, Execute, Reply, Report, StateChanged
 from saga_core.events import (
     ChildRested,
     CompensationDeferred,
@@ -55,7 +55,7 @@ def news(before: Saga | None, saga: Saga) -> StateChanged | None:
     return StateChanged(saga.id, saga.name, saga.state, saga.revision, saga.updated_at, tags)
 
 
-def consequences(origin: Saga, history: Iterable[Event], command: Command) -> Outcome:
+def consequences(origin: Saga, history: Iterable[Event], command: Carried) -> Outcome:
     """Return what a command's committed result has caused.
 
     Whoever committed the result may have died before publishing that. Publishing it again is harmless: at worst
@@ -97,7 +97,7 @@ _ANSWERS: dict[type[Command], tuple[type[Event], ...]] = {
 }
 
 
-def _answers(event: Event, command: Command) -> bool:
+def _answers(event: Event, command: Carried) -> bool:
     if isinstance(command, Reply):
         command = asked_by(command)
     if isinstance(event, ChildRested) and isinstance(command, Report):

@@ -27,7 +27,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from saga_core.commands import Command, Execute, Reply, Report, StartChild
+from saga_core.commands import Command, Execute, Report, StartChild
 from saga_core.draft import (
     COMPENSATING,
     COMPLETED,
@@ -94,7 +94,6 @@ from saga_core.operations import (
 )
 from saga_core.options import NO_OPTIONS, Options
 from saga_core.plan import Failure, Plan, Step, plan_saga
-from saga_core.remote import asked_by
 from saga_core.states import SagaState
 
 
@@ -173,8 +172,6 @@ def awaits(saga: Saga, command: Command) -> bool:
     Raises: UnknownStepError.
     """
     record = saga.progress_of(command.step)
-    if isinstance(command, Reply):
-        command = asked_by(command)
     if isinstance(command, Report):
         return record.attempt == command.attempt and record.state in (STARTED, COMPENSATING)
     if isinstance(command, Execute | StartChild):

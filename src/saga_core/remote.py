@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Raw, Struct
 
-from saga_core.commands import Command, Compensate, CompensateChild, Execute, Reply, StartChild
+from saga_core.commands import Carried, Compensate, CompensateChild, Execute, Reply, StartChild
 from saga_core.errors import PayloadError
 from saga_core.events import (
     CompensationDeferred,
@@ -146,7 +146,7 @@ def event_of(reply: Reply, at: float) -> Event:
     return kind(reply.step, reply.attempt, at)
 
 
-def undeliverable(command: Command, error: Failure, at: float, *, unknown: bool) -> Event | None:
+def undeliverable(command: Carried, error: Failure, at: float, *, unknown: bool) -> Event | None:
     """Return the event that a command comes to nothing, for its message cannot be handled; None where none is needed.
 
     `unknown`: nobody can say whether it had its effect.

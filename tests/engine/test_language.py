@@ -286,7 +286,7 @@ async def test_a_child_that_was_never_started_needs_no_undoing(world: World) -> 
     async with world.manager() as starter:
         _, ship, _ = family()
         saga = await starter.start("order", [replace(ship, timeout=0.05)])
-    world.broker.queues["saga.steps"].ready.clear()
+    world.broker.queues["saga.orchestrator"].ready.clear()
     saga = await world.finish(saga.id)
     assert saga.is_compensated
     assert world.calls == []

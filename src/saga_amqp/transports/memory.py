@@ -40,8 +40,12 @@ class MemoryBroker:
                 raise TopologyError(f"Exchange {exchange.name!r} exists as {self.exchanges[exchange.name]}")
         for queue in topology.queues:
             existing = self.queues.setdefault(queue.name, MemoryQueue(self, queue))
-            if existing.declared != queue:
+            # As on the broker, bindings are added to those that are there.
+            bindings = tuple(dict.fromkeys((*existing.declared.bindings, *queue.bindings)))
+            declared = msgspec.structs.replace(queue, bindings=bindings)
+            if msgspec.structs.replace(existing.declared, bindings=bindings) != declared:
                 raise TopologyError(f"Queue {queue.name!r} exists as {existing.declared}, not as {queue}")
+            existing.declared = declared
 
     def route(self, message: Message) -> None:
         """Put a message into every queue that is bound for it. Raises: PublishError, UnroutableError."""

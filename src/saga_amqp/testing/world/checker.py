@@ -15,6 +15,7 @@ from saga_core import (
     Command,
     CompensateChild,
     Event,
+    Reply,
     Report,
     Saga,
     SkipRequested,
@@ -127,7 +128,7 @@ class Checker:
         """Check that what a message asked for is done, and what came of it is on its way (I6)."""
         command = decode_command(held.message.body)
         saga = self._vault.sagas.get(command.saga)
-        if saga is None:
+        if saga is None or isinstance(command, Reply):
             return
         words = self._trace.command(command)
         if isinstance(command, StartChild | CompensateChild):
@@ -143,14 +144,18 @@ class Checker:
             self._fail(f"I6: {words} is acknowledged while its result is awaited")
             return
         origin, events = at_once(self._vault.inner.history(saga.id))
-        self._all_on_their_way(saga.id, consequences(origin, events, command), f"{words} is acknowledged")
+        self._all_on_their_way(
+            saga.id, consequences(origin, events, command).commands, f"{words} is acknowledged"
+        )
 
     def _noted(self, commits: Collection[Commit]) -> None:
         for saga_id, revision in commits:
             if (saga_id, revision) in self._vault.notes and saga_id in self._vault.sagas:
                 origin, events = at_once(self._vault.inner.history(saga_id))
                 where = f"{self._trace.name(saga_id)} at {revision} is noted as published"
-                self._all_on_their_way(saga_id, caused_by(origin, events, revision), where, noted=False)
+                self._all_on_their_way(
+                    saga_id, caused_by(origin, events, revision).commands, where, noted=False
+                )
 
     def _all_on_their_way(
         self, saga_id: str, commands: Collection[Command], when: str, *, noted: bool = True

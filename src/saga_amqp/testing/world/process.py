@@ -15,6 +15,7 @@ from saga_amqp.testing.world.client import WorldTransport
 from saga_amqp.testing.world.faults import Fault
 from saga_amqp.testing.world.pulse import Pulse
 from saga_amqp.testing.world.vault import WorldStore
+from saga_core import Compensate, Execute
 
 if TYPE_CHECKING:
     from saga_amqp.testing.world.world import World
@@ -180,7 +181,7 @@ class Life:
         else:
             what = f"{moment.point}: {world.trace.name(moment.saga_id)}"
         world.trace.note(who, what, moment.saga_id)
-        if moment.point is Point.HANDLER_BEGAN and moment.command is not None:
+        if moment.point is Point.HANDLER_BEGAN and isinstance(moment.command, Execute | Compensate):
             world.checker.handler_begins(who, moment.command)
         if world.faults.strike(Fault.CRASH_AT_POINT, who, moment.point):
             self.crash()
