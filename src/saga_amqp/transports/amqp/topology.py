@@ -57,6 +57,11 @@ def arguments(queue: Queue) -> dict[str, Any]:
     if queue.dead_letter is not None:
         given["x-dead-letter-exchange"] = ""
         given["x-dead-letter-routing-key"] = queue.dead_letter
+        if queue.kind == "quorum":  # so that no message is lost on the way to the dead letters
+            given["x-dead-letter-strategy"] = "at-least-once"
+            given["x-overflow"] = "reject-publish"  # without which the broker falls back to at-most-once
+    if queue.delivery_limit is not None and queue.kind == "quorum":
+        given["x-delivery-limit"] = queue.delivery_limit
     if queue.expires is not None:
         given["x-expires"] = max(1, round(queue.expires * 1000))
     return given
