@@ -182,6 +182,11 @@ class Queue(msgspec.Struct, frozen=True):
 
     `bindings` are pairs of exchange and routing pattern. Rejected messages go to the queue `dead_letter`. The
     broker deletes the queue when nobody has used it for `expires` seconds; None keeps it.
+
+    A quorum queue keeps a rejected message until it is in `dead_letter`, and also sends there what was given back more
+    than `delivery_limit` times. None leaves the limit to the broker: RabbitMQ has none, from version 4 on 20; a very
+    large number is no limit anywhere. Whether it counts what a lost consumer had in hand is the broker's affair, too
+    (RabbitMQ does before 4.3). A classic queue knows no limit.
     """
 
     name: str
@@ -222,7 +227,11 @@ class Delivery(Protocol):
 
     @property
     def headers(self) -> Mapping[str, object]:
-        """The headers that it was published with, and those that the broker added."""
+        """The headers that it was published with, and those that the broker added.
+
+        The latter are `x-delivery-count` from a quorum queue, how often the message was given back, absent the first
+        time; and on a dead letter `x-death`, a list of what befell it, the latest first.
+        """
         ...
 
     def acknowledge(self) -> None:

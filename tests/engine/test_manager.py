@@ -763,7 +763,7 @@ async def test_message_headers_are_not_shared_with_the_publisher() -> None:
             assert seen[0].headers == {"from": "me"}
             seen[0].reject(requeue=False)
         async with transport.consume("saga.orchestrator", 1, seen.append):
-            assert seen[1].headers == {"from": "me"}
+            assert seen[1].headers["from"] == "me"
             seen[1].acknowledge()
 
 

@@ -9,12 +9,11 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from saga_amqp.contracts import Message, Queue, Topology
+from saga_amqp.contracts import Message, Topology
 from saga_amqp.errors import (
     ConnectionLostError,
     ConsumerCancelledError,
     PublishError,
-    TopologyError,
     TransportClosedError,
     TransportError,
 )
@@ -23,7 +22,6 @@ from saga_amqp.testing.traffic import (
     Outbox,
     acknowledge,
     drain,
-    expiring_queue,
     message_to,
     new_queue,
     unique_name,
@@ -167,19 +165,6 @@ async def test_a_channel_that_the_broker_closes_ends_its_consumer(
                 delivery.acknowledge()
             assert await drain(transport, queue) == [("0", True)]
     assert_nothing_of_aiormq(caplog)
-
-
-async def test_the_topology_error_says_what_the_broker_says(amqp_url: str) -> None:
-    with anyio.fail_after(30):
-        async with AmqpTransport(amqp_url) as transport:
-            name = unique_name("queue")
-            await transport.declare(Topology((), (expiring_queue(name),)))
-            with pytest.raises(TopologyError, match=rf"Queue '{name}'.*inequivalent arg 'x-queue-type'"):
-                await transport.declare(Topology((), (Queue(name, kind="classic", expires=60.0),)))
-            with pytest.raises(TopologyError, match=f"Binding of queue '{name}' to exchange 'missing'"):
-                await transport.declare(Topology((), (expiring_queue(name, (("missing", "#"),)),)))
-            with pytest.raises(TopologyError, match=r"amq\.direct"):
-                await transport.declare(Topology((), (expiring_queue("amq.direct"),)))
 
 
 async def test_leaving_forgets_no_acknowledgement(amqp_url: str) -> None:

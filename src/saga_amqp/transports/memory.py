@@ -1,11 +1,12 @@
 """A broker in memory: for tests, trials and demonstrations. Nothing outlives the process.
 
 It keeps the promises of the contract and no more: queues in order, prefetch, redelivery of what a leaving consumer
-had not acknowledged, dead letters, unroutable messages as errors. It never fails on its own.
+had not acknowledged, delivery limits, dead letters, unroutable messages as errors. It never fails on its own.
 """
 
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,7 @@ from saga_amqp.errors import (
     UnroutableError,
 )
 from saga_amqp.patterns import matches
+from saga_amqp.transports import letters
 
 
 class MemoryBroker:
@@ -79,12 +81,13 @@ class MemoryBroker:
 
 
 class MemoryMessage:
-    """A message in a queue, and how often it was handed out."""
+    """A message in a queue, how often it was handed out, and its headers with those that the broker added."""
 
-    __slots__ = ("deliveries", "message")
+    __slots__ = ("deliveries", "headers", "message")
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, headers: Mapping[str, object] | None = None) -> None:
         self.message = message
+        self.headers = headers or message.headers or {}
         self.deliveries = 0
 
 
@@ -111,11 +114,26 @@ class MemoryQueue:
             consumer.in_hand[delivery] = None
             consumer.receive(delivery)
 
-    def dead_letter(self, message: MemoryMessage) -> None:
-        """Move a rejected message to where its queue says; without such a place it is gone, as on the broker."""
+    def take_back(self, messages: Sequence[MemoryMessage]) -> None:
+        """Put messages to the front again, in their order; those that come back too often are dead letters."""
+        for message in reversed(messages):
+            if not letters.is_given_up(self.declared, message.deliveries):
+                self.ready.appendleft(message)
+        for message in messages:
+            if letters.is_given_up(self.declared, message.deliveries):
+                self.dead_letter(message, "delivery_limit")
+        self.serve()
+
+    def dead_letter(self, message: MemoryMessage, reason: letters.Reason) -> None:
+        """Move a message to where its queue says; without such a place it is gone."""
         name = self.declared.dead_letter
         if name is not None and name in self.broker.queues:
-            self.broker.queues[name].put(MemoryMessage(message.message))
+            was = message.message
+            headers = letters.dead(
+                message.headers, self.declared, reason, was.exchange, was.routing_key, time.time()
+            )
+            moved = msgspec.structs.replace(was, exchange="", routing_key=name)
+            self.broker.queues[name].put(MemoryMessage(moved, headers))
 
     def _next_with_room(self) -> "MemoryConsumer | None":
         for _ in range(len(self.consumers)):
@@ -149,26 +167,30 @@ class MemoryConsumer:
         """Give back what is in hand, to the front of the queue and in its old order."""
         self.active = False
         self.queue.consumers.remove(self)
-        for delivery in reversed(self.in_hand):
-            self.queue.ready.appendleft(delivery.held)
+        in_hand = [delivery.held for delivery in self.in_hand]
         self.in_hand.clear()
-        self.queue.serve()
+        self.queue.take_back(in_hand)
 
 
 class MemoryDelivery:
     """A message in a consumer's hands; see `contracts.Delivery`."""
 
-    __slots__ = ("_consumer", "held", "redelivered")
+    __slots__ = ("_consumer", "_given_back", "held")
 
     def __init__(self, consumer: MemoryConsumer, held: MemoryMessage) -> None:
         self._consumer = consumer
+        self._given_back = held.deliveries - 1
         self.held = held
-        self.redelivered = held.deliveries > 1
 
     @property
     def body(self) -> bytes:
         """The message's body."""
         return self.held.message.body
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the message was handed out before."""
+        return self._given_back > 0
 
     @property
     def message_id(self) -> str:
@@ -177,8 +199,8 @@ class MemoryDelivery:
 
     @property
     def headers(self) -> Mapping[str, object]:
-        """The message's headers."""
-        return dict(self.held.message.headers or {})
+        """The message's headers, and those that the broker added."""
+        return letters.delivered(self.held.headers, self._consumer.queue.declared, self._given_back)
 
     def acknowledge(self) -> None:
         """Take the message off its queue."""
@@ -188,11 +210,12 @@ class MemoryDelivery:
     def reject(self, *, requeue: bool) -> None:
         """Give the message back."""
         if self._settle():
+            queue = self._consumer.queue
             if requeue:
-                self._consumer.queue.ready.appendleft(self.held)
+                queue.take_back([self.held])
             else:
-                self._consumer.queue.dead_letter(self.held)
-            self._consumer.queue.serve()
+                queue.dead_letter(self.held, "rejected")
+                queue.serve()
 
     def _settle(self) -> bool:
         if self not in self._consumer.in_hand:
