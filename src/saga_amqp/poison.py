@@ -13,6 +13,7 @@ from typing import cast
 from saga_amqp.config import Config
 from saga_amqp.contracts import Delivery, Message
 from saga_amqp.errors import UnroutableError
+from saga_amqp.transports import letters
 from saga_core import (
     Carried,
     CodecError,
@@ -30,10 +31,6 @@ logger = logging.getLogger("saga_amqp.engine")
 
 REASON, ERROR, QUEUE = "x-saga-reason", "x-saga-error", "x-saga-queue"
 """Headers of a dead letter: the reason, the same in words, and the queue that it comes from."""
-
-DIED = "x-death"
-COUNT = "x-delivery-count"
-"""Headers that the broker adds: where a message died before, and how often it has come back."""
 
 LONGEST_ERROR = 1_000
 
@@ -87,7 +84,7 @@ def read(delivery: Delivery, queue: str, config: Config) -> Carried:
     except CodecError as error:
         raise Poison(Reason.UNDECODABLE, str(error), addressed(body)) from error
     if queue == config.on_broker(config.orchestrator_queue):
-        died = delivery.headers.get(DIED)
+        died = delivery.headers.get("x-death")
         if isinstance(died, list) and died:
             _check_death(cast("list[object]", died)[0], command)
     return command
@@ -99,7 +96,7 @@ def check_count(delivery: Delivery, command: Carried, config: Config) -> None:
     Raises: Poison.
     """
     if delivery.redelivered:
-        count = delivery.headers.get(COUNT)
+        count = delivery.headers.get(letters.DELIVERY_COUNT)
         if isinstance(count, int) and count >= config.delivery_limit:
             text = f"It came back {count} times: did it kill the engines that ran it, or were all connections lost?"
             raise Poison(Reason.DELIVERED_TOO_OFTEN, text, command)

@@ -42,12 +42,7 @@ class MemoryBroker:
                 raise TopologyError(f"Exchange {exchange.name!r} exists as {self.exchanges[exchange.name]}")
         for queue in topology.queues:
             existing = self.queues.setdefault(queue.name, MemoryQueue(self, queue))
-            # As on the broker, bindings are added to those that are there.
-            bindings = tuple(dict.fromkeys((*existing.declared.bindings, *queue.bindings)))
-            declared = msgspec.structs.replace(queue, bindings=bindings)
-            if msgspec.structs.replace(existing.declared, bindings=bindings) != declared:
-                raise TopologyError(f"Queue {queue.name!r} exists as {existing.declared}, not as {queue}")
-            existing.declared = declared
+            existing.declared = declared_again(existing.declared, queue)
 
     def route(self, message: Message) -> None:
         """Put a message into every queue that is bound for it. Raises: PublishError, UnroutableError."""
@@ -300,3 +295,15 @@ class MemoryTransport:
     def _check_open(self) -> None:
         if not self._open:
             raise TransportClosedError("The transport is not open; use it inside `async with`")
+
+
+def declared_again(existing: Queue, queue: Queue) -> Queue:
+    """Return what a queue is when it is declared once more: bindings are added to those that it has.
+
+    Raises: TopologyError when it is different in anything else.
+    """
+    bindings = tuple(dict.fromkeys((*existing.bindings, *queue.bindings)))
+    declared = msgspec.structs.replace(queue, bindings=bindings)
+    if msgspec.structs.replace(existing, bindings=bindings) != declared:
+        raise TopologyError(f"Queue {queue.name!r} exists as {existing}, not as {queue}")
+    return declared

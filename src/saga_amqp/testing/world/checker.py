@@ -224,7 +224,7 @@ def _ordered(origin: Saga, events: Sequence[Event], command: CompensateChild) ->
     """Return what an order to undo a child has caused in it."""
     for revision, event in enumerate(events, 1):
         if isinstance(event, CompensationRequested) and event.attempt == command.attempt:
-            return caused_by(origin, events, revision)
+            return caused_by(origin, events, revision).commands
     return ()
 
 
