@@ -32,6 +32,7 @@ class Lifecycle:
         broker: Reconnecting | None,
         config: Config,
         duty: Duty,
+        clock: Callable[[], float],
         chance: Callable[[], float],
         meanwhile: Callable[[], Coroutine[Any, Any, None]] = _nothing,
         finish: Callable[[], Coroutine[Any, Any, None]] = _nothing,
@@ -40,6 +41,7 @@ class Lifecycle:
         self._broker = broker
         self._config = config
         self._duty = duty
+        self._clock = clock
         self._chance = chance
         self._meanwhile = meanwhile
         self._finish = finish
@@ -87,7 +89,9 @@ class Lifecycle:
             raise ManagerError("This manager is running already; one manager runs one engine at a time")
         if self._broker is None:
             raise ManagerError("This manager has no transport, and cannot run handlers")
-        self._engine = engine = Engine(self._broker, self._config, self._duty, self._chance, self.buried)
+        self._engine = engine = Engine(
+            self._broker, self._config, self._duty, self._clock, self._chance, self.buried
+        )
         self._ended = anyio.Event()
         try:
             await engine.run(task_status)

@@ -82,7 +82,9 @@ class Manager:
         broker = None if transport is None else Reconnecting(transport, config.topology(), chance)
         self._orchestrator = Orchestrator(broker, PatientStore(store, chance), config, clock)
         self._outgoing = outgoing = self._orchestrator.outgoing
-        self._life = Lifecycle(broker, config, self._orchestrator, chance, outgoing.run, outgoing.finish)
+        self._life = Lifecycle(
+            broker, config, self._orchestrator, clock, chance, outgoing.run, outgoing.finish
+        )
         self._store = store
         self._config = config
         self._clock = clock

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Raw, Struct
 
-from saga_core.commands import Carried, Compensate, CompensateChild, Execute, Reply, StartChild
+from saga_core.commands import Carried, Compensate, CompensateChild, Execute, Reply, Report, StartChild
 from saga_core.errors import PayloadError
 from saga_core.events import (
     CompensationDeferred,
@@ -126,6 +126,15 @@ def asked_by(reply: Reply) -> Execute | Compensate:
     return kind(reply.saga, reply.step, "", reply.attempt)
 
 
+def answered_by(report: Report) -> StartChild | CompensateChild | None:
+    """Return the order that a report answers; None where its parent waits on, for the child needs a person first."""
+    if report.asked:
+        return CompensateChild(report.saga, report.step, report.asked, report.child)
+    if report.state is SagaState.FAILED:
+        return None
+    return StartChild(report.saga, report.step, report.attempt, report.child)
+
+
 def event_of(reply: Reply, at: float) -> Event:
     """Return what a reply says as an event. What cannot be kept, such as an output that is no object, is a failure."""
     try:
@@ -151,12 +160,15 @@ def undeliverable(command: Carried, error: Failure, at: float, *, unknown: bool)
 
     `unknown`: nobody can say whether it had its effect.
     """
-    if isinstance(command, Reply):
-        command = asked_by(command)
-    if isinstance(command, Execute | StartChild):
-        return StepFailed(command.step, command.attempt, error, at, unknown)
-    if isinstance(command, Compensate | CompensateChild):
-        return CompensationFailed(command.step, command.attempt, error, at)
+    about: Carried | None = command
+    if isinstance(about, Reply):
+        about = asked_by(about)
+    elif isinstance(about, Report):
+        about = answered_by(about)
+    if isinstance(about, Execute | StartChild):
+        return StepFailed(about.step, about.attempt, error, at, unknown)
+    if isinstance(about, Compensate | CompensateChild):
+        return CompensationFailed(about.step, about.attempt, error, at)
     return None
 
 
