@@ -108,14 +108,22 @@ class Lifecycle:
                     with anyio.move_on_after(GOODBYE, shield=True):
                         await self.outgoing.finish()
             finally:
-                if self._broker is not None:
-                    await self._broker.close()
-                self._end_tasks()
+                try:
+                    if self._broker is not None:
+                        await self._broker.close()
+                finally:
+                    self._end_tasks()
 
     def hold(self, saga: Saga) -> None:
         """Have the engine, if there is one, remember when time will next change something in a saga."""
         if self._engine is not None:
             self._engine.hold(saga)
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What is away, of "broker" and "store"."""
+        away = {"broker": self._broker is not None and self._broker.is_away, "store": self._store.is_away}
+        return tuple(name for name, is_away in away.items() if is_away)
 
     def check_open(self) -> None:
         """Raise ManagerError unless the manager is open."""
