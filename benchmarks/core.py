@@ -7,13 +7,14 @@ by events that are there already, so that nothing but transitions is measured, o
 import gc
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from msgspec import Raw
 
-from benchmarks.runner import Ratio, Report, Rival, Rounds, Sample, lines, machine, ratio, say, take_turns
+from benchmarks.report import Report, machine
+from benchmarks.runner import Options, Ratio, Rival, Rounds, Sample, lines, ratio, take_turns
 from saga_core import (
     CompensationSucceeded,
     Event,
@@ -46,9 +47,9 @@ PEERS = (PEER_CREATED, PEER_SAGA, PEER_BARE) = (
 )
 
 
-def run(*, quick: bool) -> Report:
+def run(options: Options) -> Iterator[Report]:
     """Measure sagas that complete and sagas that are undone, and a well-known state machine beside them."""
-    seconds = 0.05 if quick else 0.4
+    seconds = 0.05 if options.quick else 0.4
     rivals = [
         Rival(_name(size, way), _repeatedly(partial(_saga, size, way), seconds))
         for way in WAYS
@@ -60,12 +61,12 @@ def run(*, quick: bool) -> Report:
     except ModuleNotFoundError:
         skipped = ("transitions is not installed (extra: bench)",)
     gc.enable()
-    rounds = take_turns(rivals, repeats=3 if quick else 9, say=say)
-    return Report(
+    rounds = take_turns(rivals, options, 9)
+    yield Report(
         "core: events answered, one whole saga after the other",
         "transitions/s",
         lines(rounds),
-        tuple(_ratios(rounds, peer=not skipped)),
+        tuple(_ratios(rounds)),
         skipped,
         {**machine(), "gc": "on" if gc.isenabled() else "off"},
     )
@@ -216,14 +217,13 @@ def _until(seconds: float, drive: Callable[[], int]) -> tuple[int, float]:
         more = max(1, int(LOOK * calls / taken))
 
 
-def _ratios(rounds: Rounds, *, peer: bool) -> Iterable[Ratio]:
+def _ratios(rounds: Rounds) -> Iterator[Ratio]:
     small, large = SIZES[0], SIZES[-1]
     for way in WAYS:
         name = f"flatness, {way}: {large:,} steps / {small} steps"
-        yield ratio(name, rounds, [_name(large, way)], [_name(small, way)])
-    if peer:
-        for way, rival in ((CREATED, PEER_CREATED), (DRIVEN, PEER_SAGA), (DRIVEN, PEER_BARE)):
-            yield ratio(f"{_name(small, way)} / {rival}", rounds, [_name(small, way)], [rival])
+        yield from ratio(name, rounds, [_name(large, way)], [_name(small, way)])
+    for way, rival in ((CREATED, PEER_CREATED), (DRIVEN, PEER_SAGA), (DRIVEN, PEER_BARE)):
+        yield from ratio(f"{_name(small, way)} / {rival}", rounds, [_name(small, way)], [rival])
 
 
 def _name(size: int, way: str) -> str:

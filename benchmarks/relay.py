@@ -12,20 +12,8 @@ from functools import partial
 import msgspec
 
 from benchmarks.relays.course import Outcome
-from benchmarks.runner import (
-    Ratio,
-    Report,
-    Rival,
-    Rounds,
-    Sample,
-    lines,
-    load,
-    machine,
-    ratio,
-    say,
-    take_turns,
-    thrift,
-)
+from benchmarks.report import Report, load, machine
+from benchmarks.runner import Options, Ratio, Rival, Rounds, Sample, lines, ratio, take_turns, thrift
 from tests.servers import broker
 
 IN_FLIGHT = 300
@@ -40,18 +28,18 @@ RELAYS = {
 }
 
 
-def run(*, quick: bool) -> Report:
+def run(options: Options) -> Iterator[Report]:
     """Measure every relay on every loop that it can run on."""
     before = load()
     with broker() as rabbit:
         rivals = [
-            Rival(_name(relay, loop), partial(_measure, relay, loop, rabbit.url(), quick=quick))
+            Rival(_name(relay, loop), partial(_measure, relay, loop, rabbit.url(), quick=options.quick))
             for relay, (_, loops) in RELAYS.items()
             for loop in loops
         ]
-        rounds = take_turns(rivals, repeats=2 if quick else 7, say=say)
+        rounds = take_turns(rivals, options, 7)
         version = rabbit.version
-    return Report(
+    yield Report(
         f"relay: a hop through a quorum queue ({IN_FLIGHT} in flight, 400-byte persistent JSON)",
         "hops/s",
         lines(rounds),
@@ -81,18 +69,18 @@ def _ratios(rounds: Rounds) -> Iterator[Ratio]:
         what = RELAYS[relay][0]
         for loop in LOOPS[:2]:
             name = f"{what} / {best}, both on {loop}"
-            yield ratio(name, rounds, [_name(relay, loop)], [_name("aiormq-best", loop)])
-        yield ratio(f"{what} / {best}, best loops", rounds, _all(relay), _all("aiormq-best"))
-        yield ratio(f"{what} / aiormq as usual, best loops", rounds, _all(relay), _all("aiormq-usual"))
+            yield from ratio(name, rounds, [_name(relay, loop)], [_name("aiormq-best", loop)])
+        yield from ratio(f"{what} / {best}, best loops", rounds, _all(relay), _all("aiormq-best"))
+        yield from ratio(f"{what} / aiormq as usual, best loops", rounds, _all(relay), _all("aiormq-usual"))
         bare = relay.replace("saga", "bare")
-        yield ratio(f"{what} / {RELAYS[bare][0]}, best loops", rounds, _all(relay), _all(bare))
+        yield from ratio(f"{what} / {RELAYS[bare][0]}, best loops", rounds, _all(relay), _all(bare))
     for relay, (what, loops) in RELAYS.items():
         if "trio" in loops:
             name = f"{what}: trio / asyncio"
-            yield ratio(name, rounds, [_name(relay, "trio")], [_name(relay, "asyncio")])
+            yield from ratio(name, rounds, [_name(relay, "trio")], [_name(relay, "asyncio")])
     for relay in ("saga-tasks", "saga-calls"):
         name = f"processor time of {best} / {RELAYS[relay][0]}, best loops"
-        yield thrift(name, rounds, _all(relay), _all("aiormq-best"))
+        yield from thrift(name, rounds, _all(relay), _all("aiormq-best"))
 
 
 def _name(relay: str, loop: str) -> str:
