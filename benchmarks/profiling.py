@@ -1,58 +1,95 @@
-"""What one step costs, by function and by thread."""
+"""What one step costs, by function and by thread: samples of the stacks, weighed with processor time.
+
+A profiler that counts calls makes small functions look dear, and sees one thread. This one looks a thousand times in a
+second of processor time which functions each thread is in, and how much time it has used since the last look.
+"""
 
 import contextlib
-import cProfile
-import pstats
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
 
+EVERY = 0.001  # seconds of processor time
 MOST = 60
+
+Stack = tuple[str, ...]
 
 
 @contextlib.contextmanager
 def profiled(steps: Callable[[], int], file: str) -> Iterator[None]:
-    """Profile this thread, write the profile to a file, and say on standard error what a step costs where.
+    """Profile every thread; on leaving, say on standard error what a step costs where. In the main thread only.
 
-    The profiler itself makes small functions look dear: look at what is called how often, and at a sampling profiler
-    (`py-spy record --native -- python -m benchmarks.orders …`) for the proportions.
+    The file gets the stacks, each with its nanoseconds per step, in the form of which flame graphs are drawn.
     """
-    profile, before, began = cProfile.Profile(), steps(), _by_thread()
-    profile.enable()
+    stacks: Counter[Stack] = Counter()
+    seen = _used()
+
+    def look(_: int, frame: FrameType | None) -> None:
+        frames, main = sys._current_frames(), threading.get_ident()
+        for thread, used in _used().items():
+            if (spent := used - seen.get(thread, 0.0)) > 0:
+                stacks[_stack(thread, frame if thread == main else frames.get(thread))] += spent
+            seen[thread] = used
+
+    before = steps()
+    previous = signal.signal(signal.SIGPROF, look)
+    signal.setitimer(signal.ITIMER_PROF, EVERY, EVERY)
     try:
         yield
     finally:
-        profile.disable()
-        ended, count = _by_thread(), max(steps() - before, 1)
-        profile.dump_stats(file)
-        _tell(pstats.Stats(profile), count)
-        for thread, seconds in ended.items():
-            print(
-                f"{(seconds - began.get(thread, 0.0)) / count * 1e6:9.2f} µs  thread {thread}",
-                file=sys.stderr,
-            )
-
-
-def _tell(stats: pstats.Stats, count: int) -> None:
-    rows = [
-        (
-            own / count * 1e6,
-            total / count * 1e6,
-            calls / count,
-            f"{place[0].rpartition('/')[2]}:{place[1]} {place[2]}",
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, previous)
+        count = max(steps() - before, 1)
+        costs = {stack: spent / count * 1e6 for stack, spent in stacks.items()}
+        Path(file).write_text(
+            "".join(f"{';'.join(stack)} {cost * 1e3:.0f}\n" for stack, cost in costs.items())
         )
-        for place, (_, calls, own, total, _) in stats.stats.items()  # type: ignore[attr-defined]
+        _tell(costs, count)
+
+
+def _tell(costs: Mapping[Stack, float], count: int) -> None:
+    own: Counter[str] = Counter()
+    everything: Counter[str] = Counter()
+    threads: Counter[str] = Counter()
+    for stack, cost in costs.items():
+        threads[stack[0]] += cost
+        own[stack[-1]] += cost
+        for function in set(stack):
+            everything[function] += cost
+    lines = [f"{sum(costs.values()):.1f} µs of processor time per step, of {count:,} steps"]
+    lines += [f"{cost:8.2f}  thread {thread}" for thread, cost in threads.most_common()]
+    lines += ["", f"{'own µs':>8} {'with all it calls':>18}"]
+    lines += [
+        f"{cost:8.2f} {everything[function]:18.2f}  {function}" for function, cost in own.most_common(MOST)
     ]
-    print(f"{'own µs':>9} {'with all':>9} {'calls':>7}  per step, of {count:,}", file=sys.stderr)
-    for own, total, calls, name in sorted(rows, reverse=True)[:MOST]:
-        print(f"{own:9.2f} {total:9.2f} {calls:7.2f}  {name}", file=sys.stderr)
+    lines += ["", f"{'with all':>8} {'own µs':>18}"]
+    lines += [
+        f"{cost:8.2f} {own[function]:18.2f}  {function}"
+        for function, cost in everything.most_common(2 * MOST)
+    ]
+    print("\n".join(lines), file=sys.stderr)
 
 
-def _by_thread() -> dict[str, float]:
+def _stack(thread: int, frame: FrameType | None) -> Stack:
+    names: list[str] = []
+    while frame is not None:
+        code = frame.f_code
+        names.append(f"{'/'.join(Path(code.co_filename).parts[-2:])} {code.co_qualname}")
+        frame = frame.f_back
+    name = next((one.name for one in threading.enumerate() if one.ident == thread), "?")
+    return (name, *reversed(names))
+
+
+def _used() -> dict[int, float]:
     """Return the processor time of each thread, in seconds."""
-    return {
-        thread.name: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-        for thread in threading.enumerate()
-        if thread.ident is not None
-    }
+    used: dict[int, float] = {}
+    for thread in threading.enumerate():
+        if thread.ident is not None:
+            with contextlib.suppress(OSError):  # it has just ended
+                used[thread.ident] = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+    return used
