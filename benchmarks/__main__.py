@@ -9,7 +9,7 @@ import msgspec
 from benchmarks.report import Report, text
 from benchmarks.runner import Options
 
-QUESTIONS = ("core", "relay", "storage", "engine")
+QUESTIONS = ("core", "codec", "relay", "storage", "engine", "scale", "peers")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ take turns (A B C A B C …), and a ratio is the median of the ratios of the sin
 import re
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -93,6 +94,8 @@ class Ratio(msgspec.Struct, frozen=True):
         return max(low, high, 0.0)
 
 
+LOOK = 0.001  # seconds
+
 Rounds = Mapping[str, Sequence[Sample]]
 Value = Callable[[Sample], float]
 
@@ -176,6 +179,38 @@ def ratio(
 def thrift(name: str, rounds: Rounds, ours: Sequence[str], theirs: Sequence[str]) -> list[Ratio]:
     """Return how many times as much processor time the most thrifty of the others takes."""
     return ratio(name, rounds, theirs, ours, of=cpu, best=min)
+
+
+def repeatedly(prepare: Callable[[], Callable[[], int]], seconds: float) -> Callable[[], Sample]:
+    """Return a measurement in this process: a prepared function, called for so many seconds, and for half as warm-up.
+
+    The function returns how many operations it did.
+    """
+
+    def measure() -> Sample:
+        drive = prepare()
+        _until(seconds / 2, drive)
+        cpu = time.process_time()
+        done, taken = _until(seconds, drive)
+        return Sample(done / taken, (time.process_time() - cpu) / done * 1e6)
+
+    return measure
+
+
+def _until(seconds: float, drive: Callable[[], int]) -> tuple[int, float]:
+    """Call a function for so many seconds; return how many operations that were, and the seconds taken.
+
+    The clock is looked at every millisecond or so: looking each time would make a saga of three steps a tenth dearer.
+    """
+    began, done, calls, more = time.perf_counter(), 0, 0, 1
+    while True:
+        for _ in range(more):
+            done += drive()
+        calls += more
+        taken = time.perf_counter() - began
+        if taken >= seconds:
+            return done, taken
+        more = max(1, int(LOOK * calls / taken))
 
 
 def say(message: str) -> None:
