@@ -5,24 +5,14 @@ PostgreSQL of this session. An order has three steps; undone, the third fails an
 of the rivals is what a step of ours is: one message, and where it is durable one commit. Ours create sagas beside.
 """
 
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-import msgspec
-
-from benchmarks.orders.load import Outcome
-from benchmarks.relays.course import Outcome as Hops
+from benchmarks.children import STORES, Servers, hops, orders, sample, servers
 from benchmarks.report import Report, load, machine
 from benchmarks.runner import Options, Ratio, Rival, Rounds, Sample, Samples, lines, p50, ratio, take_turns
-from tests.postgres import database_server
-from tests.processes import ServerError
-from tests.servers import broker
 
-STORES = ("memory", "sqlite", "postgres")
 LOOPS = ("asyncio", "uvloop", "trio")
 AT_ONCE = (1, 10, 100, 1_000)
 MANY = 100
@@ -46,40 +36,25 @@ class Cell(NamedTuple):
         return f"engine, {self.store}, {self.loop}, {self.at_once:,} at once, {self.manner}"
 
 
-class Servers(NamedTuple):
-    """Where broker and database are; None: there is no database."""
-
-    url: str
-    database: str | None
-
-
 def run(options: Options) -> Iterator[Report]:
     """Measure every store on every loop."""
-    before, skipped = load(), []
-    with ExitStack() as stack:
-        rabbit, stores, database = stack.enter_context(broker()), list(STORES), None
-        try:
-            database = stack.enter_context(database_server()).url()
-        except (ServerError, ImportError) as error:
-            skipped.append(f"PostgreSQL: {error}")
-            stores.remove("postgres")
-        servers = Servers(rabbit.url(), database)
-        rounds = take_turns(list(_rivals(servers, stores, options)), options, 3)
-        facts = {**machine(), "load before": before, "rabbitmq": rabbit.version}
+    before = load()
+    with servers() as there:
+        rounds = take_turns(list(_rivals(there, options)), options, 3)
     yield Report(
         "engine: order sagas of three steps, client and engine in one process",
         "steps/s",
         lines(rounds),
         tuple(_ratios(rounds)),
-        tuple(skipped),
-        facts,
+        there.skipped,
+        {**machine(), "load before": before, **there.facts},
     )
 
 
-def _rivals(servers: Servers, stores: Sequence[str], options: Options) -> Iterator[Rival]:
+def _rivals(servers: Servers, options: Options) -> Iterator[Rival]:
     for loop in LOOPS[:2]:
         yield Rival(_aiormq(loop), partial(_hops, "aiormq-best", loop, AIORMQ_IN_FLIGHT, servers, options))
-    for store in stores:
+    for store in servers.stores:
         for loop in LOOPS:
             yield Rival(
                 _ceiling(store, loop, MANY), partial(_hops, f"durable-{store}", loop, MANY, servers, options)
@@ -110,35 +85,20 @@ def _orders(cells: Sequence[Cell], servers: Servers, options: Options) -> Sample
     store, loop, _, manner = cells[0]
     more = [*MANNERS[manner], "--seconds", "0.5" if options.quick else "1.0"]
     more += ["--at-once", *(str(cell.at_once) for cell in cells)]
-    outcomes = msgspec.json.decode(_run("orders", store, loop, servers, more), type=list[Outcome])
-    return {
-        cell.name: Sample(outcome.rate, outcome.cpu, outcome.latency)
-        for cell, outcome in zip(cells, outcomes, strict=True)
-    }
+    outcomes = orders(store, loop, servers, more)
+    return {cell.name: sample(outcome) for cell, outcome in zip(cells, outcomes, strict=True)}
 
 
 def _parts_alone(store: str, servers: Servers) -> Sample:
-    (outcome,) = msgspec.json.decode(
-        _run("orders", store, LOOPS[0], servers, ["--parts"]), type=list[Outcome]
-    )
-    return Sample(outcome.rate, outcome.cpu, outcome.latency)
+    (outcome,) = orders(store, LOOPS[0], servers, ["--parts"])
+    return sample(outcome)
 
 
 def _hops(relay: str, loop: str, in_flight: int, servers: Servers, options: Options) -> Sample:
     """Run a relay in a fresh process. Raises: RuntimeError."""
-    hops = 600 if in_flight == 1 else 10_000 if relay.startswith("aiormq") else 20_000
-    more = ["--hops", str(hops // (2 if options.quick else 1)), "--in-flight", str(in_flight)]
-    outcome = msgspec.json.decode(_run("relays", relay, loop, servers, more), type=Hops)
-    return Sample(outcome.rate, outcome.cpu)
-
-
-def _run(module: str, what: str, loop: str, servers: Servers, more: Sequence[str]) -> str:
-    command = [sys.executable, "-m", f"benchmarks.{module}", what, loop, "--url", servers.url, *more]
-    command += ["--database", servers.database] if servers.database else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return done.stdout
+    count = 600 if in_flight == 1 else 10_000 if relay.startswith("aiormq") else 20_000
+    more = ["--hops", str(count // (2 if options.quick else 1)), "--in-flight", str(in_flight)]
+    return hops(relay, loop, servers, more)
 
 
 def _ratios(rounds: Rounds) -> Iterator[Ratio]:

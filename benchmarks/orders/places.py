@@ -1,9 +1,10 @@
-"""Where orders are kept and carried: a fresh store of each kind, and names on the broker that are nobody else's."""
+"""Where orders are kept and carried: a store of each kind, and names on the broker that are nobody else's."""
 
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TypedDict
 
 import anyio.to_thread
 from ulid import ULID
@@ -16,33 +17,40 @@ FORGOTTEN_AFTER = 60.0
 
 
 @contextlib.asynccontextmanager
-async def opened(kind: str, database: str | None) -> AsyncIterator[Store]:
-    """Open an empty store, and leave nothing of it behind. `database` is the URL of a PostgreSQL.
+async def opened(kind: str, database: str | None, place: str | None = None) -> AsyncIterator[Store]:
+    """Open a store; an empty one, of which nothing is left behind, unless a `place` is given: a file, or a schema.
 
-    Raises: StoreError, ModuleNotFoundError.
+    `database` is the URL of a PostgreSQL. Raises: StoreError, ModuleNotFoundError.
     """
-    if kind == "memory":
-        async with MemoryStore() as store:
-            yield store
-    elif kind == "sqlite":
-        with tempfile.TemporaryDirectory(prefix="saga-bench-") as directory:
-            async with SQLiteStore(Path(directory) / "sagas.db") as store:
-                yield store
-    else:
-        from saga_amqp.stores.postgres import PostgresStore
+    async with contextlib.AsyncExitStack() as stack:
+        if kind == "memory":
+            yield await stack.enter_async_context(MemoryStore())
+        elif kind == "sqlite":
+            if place is None:
+                place = stack.enter_context(tempfile.TemporaryDirectory(prefix="saga-bench-")) + "/sagas.db"
+            yield await stack.enter_async_context(SQLiteStore(Path(place)))
+        else:
+            from saga_amqp.stores.postgres import PostgresStore
 
-        assert database is not None
-        schema = f"bench_{ULID()}".lower()
-        try:
-            async with PostgresStore(database, schema=schema, upgrade=True) as store:
-                yield store
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(_drop, database, schema)
+            assert database is not None
+            if place is None:
+                place = f"bench_{ULID()}".lower()
+                stack.push_async_callback(anyio.to_thread.run_sync, drop, database, place)
+            yield await stack.enter_async_context(PostgresStore(database, schema=place, upgrade=True))
 
 
-def broker_names(prefix: str) -> dict[str, object]:
-    """Return what a Config has to be told for names of its own, which the broker forgets when nobody uses them."""
+class Names(TypedDict):
+    """What a Config has to be told for names of its own."""
+
+    saga_exchange: str
+    step_queue: str
+    compensate_queue: str
+    dead_letter_queue: str
+    expires: float
+
+
+def broker_names(prefix: str) -> Names:
+    """Return names of which the broker forgets everything when nobody has used it for a minute."""
     return {
         "saga_exchange": prefix,
         "step_queue": f"{prefix}.steps",
@@ -52,7 +60,8 @@ def broker_names(prefix: str) -> dict[str, object]:
     }
 
 
-def _drop(database: str, schema: str) -> None:
+def drop(database: str, schema: str) -> None:
+    """Remove a schema and all that is in it."""
     import psycopg
     from psycopg import sql
 

@@ -32,10 +32,13 @@ class Shop:
 
     def __init__(self, wait: float = 0.0) -> None:
         self.ran = 0
+        self._goal, self._reached = 0, anyio.Event()
         self.registry = registry = Registry()
 
         async def work() -> None:
             self.ran += 1
+            if self.ran == self._goal:
+                self._reached.set()
             if wait:
                 await anyio.sleep(wait)
 
@@ -70,6 +73,12 @@ class Shop:
 
         self._create, self._reserve, self._charge = create_order, reserve_inventory, charge_payment
 
+    async def has_run(self, count: int) -> None:
+        """Wait until so many handlers have begun."""
+        if self.ran < count:
+            self._goal = count
+            await self._reached.wait()
+
     def order(self, *, declined: bool = False) -> Sequence[Step[Any]]:
         """Return the steps of an order; where the card is declined, the two before it are undone."""
         return [
@@ -77,3 +86,7 @@ class Shop:
             self._reserve.step(Items("prod-123", 2)),
             self._charge.step(Charge(99.99, DECLINED if declined else "card-456")),
         ]
+
+    def chain(self, steps: int) -> Sequence[Step[Any]]:
+        """Return an order of so many steps, one after the other."""
+        return [self._create.step(Items("prod-123", 2), name=f"step{number}") for number in range(steps)]
