@@ -123,6 +123,8 @@ class Engine:
     def stop(self) -> None:
         """Begin to stop: `run` returns when what is in hand is done, or the grace period is over."""
         self._stopping = True
+        for intake in self._intakes:
+            intake.dismiss()
         self._ending.set()
 
     def fail(self, error: BaseException) -> None:
@@ -193,27 +195,34 @@ class Engine:
             poison = error
         work = InHand(self, intake, delivery, command, poison)
         self._in_hand[_key(work)] = work
-        intake.add(work)
-        self._start_workers(intake)
+        if intake.add(work):
+            self._start_workers(intake)
 
     def _start_workers(self, intake: Intake) -> None:
         if self._workers is not None and not self._stopping:
-            while (work := intake.next()) is not None:
-                self._start(self._work, work)
+            while intake.has_room:
+                self._start(self._work, intake, intake.enter())
 
     def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         # In the context of `run`: not of the task that publishes, nor of the handler that was here before.
         assert self._workers is not None
         self._context.copy().run(self._workers.start_soon, function, *arguments)
 
-    async def _work(self, work: InHand) -> None:
+    async def _work(self, intake: Intake, work: InHand | None) -> None:
+        """Work on one message after the other, as long as no handler leaves anything behind in the context."""
+        context = copy_context()
         try:
-            await self._process(work)
+            while work is not None:
+                await self._process(work)
+                work = None
+                if not self._stopping and copy_context() == context:
+                    work = await intake.next()
         except BaseException as error:  # a worker ends here, and tells the engine why
-            self._explain(work, error)
+            if work is not None:
+                self._explain(work, error)
         finally:
-            work.intake.done()
-            self._start_workers(work.intake)
+            intake.leave()
+            self._start_workers(intake)
 
     def _explain(self, work: InHand, error: BaseException) -> None:
         """Decide what an exception that ended a worker means for the engine.

@@ -30,7 +30,8 @@ class Intake:
         self._prefetch = prefetch
         self._consumer: Consumer | None = None
         self._waiting: deque[InHand] = deque()
-        self._busy = 0
+        self._workers = 0
+        self._idle: list[_Idle] = []
 
     async def keep(
         self,
@@ -66,22 +67,67 @@ class Intake:
             with suppress(TransportError):  # the broker takes back what its consumer has lost
                 await self._consumer.cancel()
 
-    def add(self, work: InHand) -> None:
-        """Have a message wait for a free hand."""
+    def add(self, work: InHand) -> bool:
+        """Hand a message to whoever is free. True when nobody is, and there is room for one more worker."""
+        if self._idle:
+            self._idle.pop().wake(work)
+            return False
         self._waiting.append(work)
+        return self.has_room
 
-    def next(self) -> InHand | None:
-        """Return the message that is to be worked on now, if there is one and a free hand for it; `done` frees it."""
-        if not self._waiting or self._busy >= self._concurrency:
-            return None
-        self._busy += 1
+    @property
+    def has_room(self) -> bool:
+        """Whether there is work for one more worker, and a place for him; who enters it calls `enter`."""
+        return self._workers < self._concurrency and bool(self._waiting)
+
+    def enter(self) -> InHand:
+        """Begin as a worker, with something to do."""
+        self._workers += 1
         return self._waiting.popleft()
 
-    def done(self) -> None:
-        """Free a hand."""
-        self._busy -= 1
+    def leave(self) -> None:
+        """End as a worker."""
+        self._workers -= 1
+
+    def dismiss(self) -> None:
+        """Give those who are free nothing to do any more."""
+        self._idle.clear()
+
+    async def next(self) -> InHand:
+        """Wait for something to do, as a worker that is free."""
+        if self._waiting:
+            return self._waiting.popleft()
+        idle = _Idle()
+        self._idle.append(idle)
+        try:
+            return await idle.work()
+        except BaseException:
+            if idle.given is not None:
+                self._waiting.appendleft(idle.given)
+            elif idle in self._idle:
+                self._idle.remove(idle)
+            raise
 
     def give_back(self) -> None:
         """Give back what waits."""
         while self._waiting:
             self._waiting.pop().give_back()
+
+
+class _Idle:
+    """A worker that waits."""
+
+    __slots__ = ("_woken", "given")
+
+    def __init__(self) -> None:
+        self._woken = anyio.Event()
+        self.given: InHand | None = None
+
+    def wake(self, work: InHand) -> None:
+        self.given = work
+        self._woken.set()
+
+    async def work(self) -> InHand:
+        await self._woken.wait()
+        assert self.given is not None
+        return self.given
