@@ -41,7 +41,7 @@ class Duty(Protocol):
         """The queues that it takes messages from."""
         ...
 
-    async def settle(self, command: Carried, body: bytes) -> Sequence[Message]:
+    async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
         """Do what a command asks for, and return what has to be published before it is acknowledged.
 
         Raises: Poison; StoreError, TransportError, which end the engine.
@@ -249,7 +249,7 @@ class Engine:
             if work.poison is not None:
                 raise work.poison
             assert work.command is not None
-            messages = await self._duty.settle(work.command, work.deliveries[0].body)
+            messages = await self._duty.settle(work.command, work.deliveries[0])
         except Poison as poison:
             messages = [*await self._duty.give_up(poison), self._bury(work, poison)]
         await work.publish(messages)

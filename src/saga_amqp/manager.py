@@ -154,7 +154,7 @@ class Manager:
         stored = await self._store.create(saga, unpublished=self._outgoing.note(outcome))
         if stored.id == saga.id:
             self._config.observe(Point.COMMITTED, saga.id)
-            self._orchestrator.hold(saga)
+            self._orchestrator.remember(outcome)
             if self._config.publishes(outcome):
                 try:
                     await self._outgoing.publish((saga.id, saga.revision), self._config.messages(outcome))

@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from saga_amqp.config import Config
-from saga_amqp.contracts import Message, Transport
+from saga_amqp.contracts import Delivery, Message, Transport
 from saga_amqp.handling import run_handler
 from saga_amqp.lifecycle import Lifecycle
 from saga_amqp.poison import Poison, Reason
@@ -94,11 +94,11 @@ class _Participation:
         self._config = config
         self._clock = clock
 
-    async def settle(self, command: Carried, body: bytes) -> Sequence[Message]:
+    async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
         if not isinstance(command, Execute | Compensate):
             raise Poison(Reason.UNDECODABLE, "This is for an orchestrator, not for a participant", None)
         try:
-            work = decode_work(body)
+            work = decode_work(delivery.body)
             saga = saga_at_work(command, work)
         except (CodecError, DefinitionError) as error:
             raise Poison(Reason.UNDECODABLE, str(error), command) from error
