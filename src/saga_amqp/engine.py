@@ -78,11 +78,12 @@ class Engine:
         self._chance = chance
         self._buried = buried
         limits = config.limits()
-        self._intakes = [Intake(queue, *limits[queue]) for queue in duty.queues]
+        self._intakes = [Intake(queue, *limits[queue], self._begin) for queue in duty.queues]
         self._context = copy_context()
         self._workers: TaskGroup | None = None
         self._in_hand: dict[Carried | InHand, InHand] = {}
         self._stopping = False
+        self._ended = False
         self._ending = anyio.Event()
         self._idle = anyio.Event()
         self._error: BaseException | None = None
@@ -103,13 +104,13 @@ class Engine:
                     try:
                         self._workers.start_soon(self._duty.attend, self.fail)
                         for intake in self._intakes:
-                            self._start_workers(intake)
+                            intake.call()
                         task_status.started()
                         await self._ending.wait()
                         if self._error is None:
                             await self._finish()
                     finally:
-                        self._stopping = True
+                        self._stopping = self._ended = True
                     self._workers.cancel_scope.cancel()
                 # Only now, so that what was acknowledged is sent, and the broker takes back the rest.
                 consuming.cancel_scope.cancel()
@@ -123,14 +124,13 @@ class Engine:
     def stop(self) -> None:
         """Begin to stop: `run` returns when what is in hand is done, or the grace period is over."""
         self._stopping = True
-        for intake in self._intakes:
-            intake.dismiss()
         self._ending.set()
 
     def fail(self, error: BaseException) -> None:
         """End with an error. The first one counts, but KeyboardInterrupt and its like outrank any other."""
         if self._error is None or (isinstance(self._error, Exception) and not isinstance(error, Exception)):
             self._error = error
+        self._ended = True
         self.stop()
         self._idle.set()
         if self._workers is not None:
@@ -178,7 +178,7 @@ class Engine:
                 await intake.cancel()
             # Only now: given back earlier, they would be handed to this very consumer again.
             for intake in self._intakes:
-                intake.give_back()
+                intake.give_back(all_of_it=False)
             if self._in_hand:
                 await self._idle.wait()
 
@@ -195,34 +195,34 @@ class Engine:
             poison = error
         work = InHand(self, intake, delivery, command, poison)
         self._in_hand[_key(work)] = work
-        if intake.add(work):
-            self._start_workers(intake)
+        intake.add(work)
 
-    def _start_workers(self, intake: Intake) -> None:
-        if self._workers is not None and not self._stopping:
-            while intake.has_room:
-                self._start(self._work, intake, intake.enter())
+    def _begin(self, intake: Intake) -> bool:
+        if self._workers is None or self._ended:
+            return False
+        self._start(self._work, intake)
+        return True
 
     def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         # In the context of `run`: not of the task that publishes, nor of the handler that was here before.
         assert self._workers is not None
         self._context.copy().run(self._workers.start_soon, function, *arguments)
 
-    async def _work(self, intake: Intake, work: InHand | None) -> None:
+    async def _work(self, intake: Intake) -> None:
         """Work on one message after the other, as long as no handler leaves anything behind in the context."""
+        intake.arrive()
         context = copy_context()
+        work: InHand | None = None
         try:
-            while work is not None:
+            while not self._ended and copy_context() == context:
+                work = await intake.next()
                 await self._process(work)
                 work = None
-                if not self._stopping and copy_context() == context:
-                    work = await intake.next()
         except BaseException as error:  # a worker ends here, and tells the engine why
             if work is not None:
                 self._explain(work, error)
         finally:
             intake.leave()
-            self._start_workers(intake)
 
     def _explain(self, work: InHand, error: BaseException) -> None:
         """Decide what an exception that ended a worker means for the engine.
@@ -233,7 +233,7 @@ class Engine:
         rest = without_cancellation(error)
         ending = anyio.current_effective_deadline() == float("-inf")
         if ending:
-            self._stopping = True
+            self._stopping = self._ended = True
         if rest is not None and not (ending and isinstance(rest, Exception)):
             self.fail(rest)
         elif not ending:
