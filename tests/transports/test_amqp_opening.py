@@ -274,11 +274,11 @@ async def test_a_cancelled_subscription_leaves_no_channel_open(amqp_url: str) ->
                 with anyio.move_on_after(part * 0.0002):
                     async with transport.consume(queue, 10, Inbox()):
                         pass
-            assert transport._control is not None
-            while len(transport._control._connection.channels) > 1:  # that of the publisher
+            assert transport._connection is not None
+            while len(transport._connection.control._connection.channels) > 1:  # that of the publisher
                 await checkpoint()
-            assert transport._link is not None
-            assert len(transport._link.lanes) == 1
+            assert transport._connection is not None
+            assert len(transport._connection.link.lanes) == 1
 
 
 async def test_cancelled_while_nobody_answers_nothing_is_left() -> None:
