@@ -117,6 +117,12 @@ async def test_somebody_who_never_answers() -> None:
         (f"amqp://guest:{QUOTED}@broker/?heartbeat=65535", "heartbeat"),
         (f"amqp://guest:{QUOTED}@broker/?heartbeat=-1", "heartbeat"),
         (f"amqp://guest:{QUOTED}@broker/?heartbeat", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@broker/?heartbeat={'9' * 5_000}", "heartbeat"),
+        (f"amqp://guest:{QUOTED}@broker/?name=\ud800", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@br\ud800ker/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@bro\\ker/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@[::1]5673/", "cannot be read"),
+        (f'amqp://[::1]:"@//guest:{QUOTED}@broker/', "cannot be read"),
     ],
 )
 def test_a_url_that_cannot_be_used(url: str, message: str) -> None:
@@ -136,6 +142,8 @@ def test_a_context_for_tls_wants_a_url_for_tls() -> None:
         (f"amqp://guest:{QUOTED}@broker", "amqp://broker:5672/"),
         (f"amqps://guest:{QUOTED}@broker/", "amqps://broker:5671/"),
         (f"amqps://guest:{QUOTED}@broker:1234/a%2Fb?heartbeat=5", "amqps://broker:1234/a/b"),
+        (f"amqp://guest:{QUOTED}@BRÖKER/ö", "amqp://xn--brker-kua:5672/ö"),
+        (f"amqp://guest:{QUOTED}@[::1]:1234", "amqp://::1:1234/"),
     ],
 )
 def test_how_a_transport_is_shown(url: str, shown: str) -> None:
