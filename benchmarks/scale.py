@@ -140,11 +140,9 @@ class Crowd(NamedTuple):
 def _crowds(stores: Sequence[str], options: Options) -> Iterator[Crowd]:
     for store in stores:
         yield Crowd(store, "resting", FEW)
-        if options.long:
-            if store != "memory":
-                yield Crowd(store, "resting", LONG_RESTING)
-        else:
-            yield Crowd(store, "resting", RESTING)
+        if store != "memory":  # which is filled anew each time
+            yield Crowd(store, "resting", LONG_RESTING if options.long else RESTING)
+        if not options.long:
             yield Crowd(store, "waiting", TIMERS)
 
 
