@@ -22,6 +22,7 @@ def main() -> None:
         "questions", nargs="*", metavar="question", help=f"{', '.join(QUESTIONS)}; default: all"
     )
     parser.add_argument("--quick", action="store_true", help="short and rough, to see that everything runs")
+    parser.add_argument("--long", action="store_true", help="also what takes many minutes: a million sagas")
     parser.add_argument(
         "--rounds", type=int, metavar="N", help="how often each is measured; else by question"
     )
@@ -40,7 +41,7 @@ def main() -> None:
         parser.error(f"no such question: {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
 
     only = tuple(tuple(word.strip().lower() for word in words.split(",")) for words in given.only)
-    options = Options(quick=given.quick, rounds=given.rounds, only=only)
+    options = Options(quick=given.quick, long=given.long, rounds=given.rounds, only=only)
     reports: list[Report] = []
     for question in given.questions or QUESTIONS:
         for report in importlib.import_module(f"benchmarks.{question}").run(options):

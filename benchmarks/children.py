@@ -87,6 +87,11 @@ def node_program() -> str | None:
     return shutil.which("node") if (NODE / "node_modules").is_dir() else None
 
 
+def outcomes_of_rival(rival: str, store: str, servers: Servers, more: Sequence[str]) -> list[Outcome]:
+    """Run sagas on a rival in a fresh process. Raises: RuntimeError."""
+    return _ended(_begun("rivals", rival, store, servers, more), list[Outcome])
+
+
 def sample(outcome: Outcome) -> Sample:
     """Return what a comparison takes of an outcome."""
     return Sample(outcome.rate, outcome.cpu, outcome.latency)

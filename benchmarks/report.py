@@ -71,7 +71,7 @@ def text(report: Report) -> str:
         cells = [
             f"{_short(line.rate.median):>24}",
             f"{_spread(line.rate):>23}",
-            f"{line.cpu.median:>11,.1f}",
+            f"{f'{line.cpu.median:,.1f}' if line.cpu.median else '':>11}",
         ]
         cells += [
             f"{'' if one is None else f'{one.median:,.2f}':>8}" for one in (line.p50, line.p95) if timed

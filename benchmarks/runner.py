@@ -16,10 +16,11 @@ import msgspec
 class Options(msgspec.Struct, frozen=True):
     """How much is measured: everything, in as many rounds as the question takes by itself, unless told otherwise.
 
-    `only` narrows it to what has all the words of one of its entries in its name.
+    `long` takes in what takes many minutes. `only` narrows it to what has all words of one of its entries in its name.
     """
 
     quick: bool = False
+    long: bool = False
     rounds: int | None = None
     only: tuple[tuple[str, ...], ...] = ()
 

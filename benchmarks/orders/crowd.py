@@ -22,6 +22,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 BATCH = 50_000
 FIRST_WAKES, ALL_WAKE = 1_200.0, 3_600.0  # seconds from now
+ORDER: Sequence[Any] = Shop().order()
 OUTPUT = Raw(b'{"order_id":"prod-123"}')
 
 
@@ -134,8 +135,7 @@ def _copies(
 def _saga(kind: Kind, saga_id: str) -> Saga:
     now = time.time()
     options = Options(start_at=now + FIRST_WAKES) if kind == "waiting" else Options()
-    order: Sequence[Any] = Shop().order()
-    return new_saga("order", order, CUSTOMER, id=saga_id, at=now, options=options)
+    return new_saga("order", ORDER, CUSTOMER, id=saga_id, at=now, options=options)
 
 
 def _events(saga: Saga) -> Sequence[StepSucceeded]:
