@@ -81,8 +81,9 @@ class Manager:
     ) -> None:
         broker = None if transport is None else Reconnecting(transport, config.topology(), chance)
         self._orchestrator = Orchestrator(broker, PatientStore(store, chance), config, clock)
-        self._outgoing = outgoing = self._orchestrator.outgoing
-        self._life = Lifecycle(broker, config, self._orchestrator, chance, outgoing.run, outgoing.finish)
+        self._outgoing = self._orchestrator.outgoing
+        doing = (self._orchestrator.make_good, self._orchestrator.meanwhile, self._outgoing.finish)
+        self._life = Lifecycle(broker, config, self._orchestrator, chance, *doing)
         self._store = store
         self._config = config
         self._clock = clock

@@ -6,7 +6,7 @@ not acknowledged is delivered again. Both are the engine's daily bread.
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -34,6 +34,8 @@ class Reconnecting:
         self._ended = anyio.Event()
         self._closing = False
         self.line = 0
+        self._missing: set[str] = set()
+        self._noticed = anyio.Event()
 
     async def open(self, tasks: TaskGroup) -> None:
         """Connect, declare what is missing on the broker, and stay connected until `close`, in a task of its own.
@@ -62,7 +64,18 @@ class Reconnecting:
 
     async def declare(self) -> None:
         """Declare what is missing on the broker once more. Raises: TopologyError, ConnectionLostError."""
-        await self._open().declare(self._topology)
+        self._note_missing(await self._open().declare(self._topology))
+
+    def missed(self) -> frozenset[str]:
+        """Return which queues were missing on the broker and have been made, each once."""
+        missing, self._missing = frozenset(self._missing), set()
+        return missing
+
+    async def misses(self) -> None:
+        """Wait until there is something that was missing."""
+        while not self._missing:
+            self._noticed = anyio.Event()
+            await self._noticed.wait()
 
     async def publish(self, message: Message, settled: Settled) -> None:
         """Send a message over the connection that there is now; see `contracts.Transport.publish`.
@@ -70,6 +83,11 @@ class Reconnecting:
         Raises: ConnectionLostError, also while there is none; TransportClosedError.
         """
         await self._open().publish(message, settled)
+
+    def _note_missing(self, missing: Collection[str]) -> None:
+        if missing:
+            self._missing.update(missing)
+            self._noticed.set()
 
     def _open(self) -> Transport:
         if self._current is None:
@@ -85,7 +103,7 @@ class Reconnecting:
                 while True:
                     try:
                         async with transport:
-                            await transport.declare(self._topology)
+                            self._note_missing(await transport.declare(self._topology))
                             self._come_up(transport, task_status)
                             waiting = pauses(self._chance)
                             error: Exception = await transport.lost()

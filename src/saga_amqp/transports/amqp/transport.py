@@ -2,7 +2,7 @@
 
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -140,12 +140,14 @@ class AmqpTransport:
             buffer=self._buffer,
         )
 
-    async def declare(self, topology: Topology) -> None:
+    async def declare(self, topology: Topology) -> Collection[str]:
         """Create what is missing; what exists must be as asked. Cancelled, some of it may have been created.
+
+        Return the names of the queues that were missing.
 
         Raises: TopologyError, ConnectionLostError, TransportClosedError.
         """
-        await self._up().control.run(partial(declare, topology))
+        return await self._up().control.run(partial(declare, topology))
 
     async def depth(self, queue: str) -> int:
         """Return how many messages of a queue are ready; 0 as well where a quorum queue has no leader just now.
