@@ -116,9 +116,11 @@ class Lifecycle:
                     with anyio.move_on_after(GOODBYE, shield=True):
                         await self._finish()
             finally:
-                if self._broker is not None:
-                    await self._broker.close()
-                self._end_tasks()
+                try:
+                    if self._broker is not None:
+                        await self._broker.close()
+                finally:
+                    self._end_tasks()
 
     def check_open(self) -> None:
         """Raise ManagerError unless the manager is open."""

@@ -105,6 +105,11 @@ class Manager:
         """Close, as `close` does."""
         await self._life.leave()
 
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What is away, of "broker" and "store". What needs it waits, and goes on by itself when it is back."""
+        return self._orchestrator.waits_for
+
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run handlers for arriving messages until `stop`; meant for `await task_group.start(manager.run)`.
 

@@ -66,6 +66,12 @@ class Orchestrator:
         self._sweep: Sweep | None = None
         self._recent = Recent(clock, lambda: 0 if broker is None else broker.line)
 
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What is away, of "broker" and "store"."""
+        away = {"broker": self._broker is not None and self._broker.is_away, "store": self._store.is_away}
+        return tuple(name for name, is_away in away.items() if is_away)
+
     def hold(self, saga: Saga) -> None:
         """Remember when time will next change something in a saga, if an engine is there to see to it."""
         if self._sweep is not None:

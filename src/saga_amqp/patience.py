@@ -39,6 +39,11 @@ class PatientStore:
         self._complaints: set[str] = set()
         self._away_since = 0.0
 
+    @property
+    def is_away(self) -> bool:
+        """Whether a call waits for the store."""
+        return self._waiting > 0
+
     async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """See `contracts.Store.create`."""
         return await self._call("create a saga", self._store.create, saga, unpublished=unpublished)
