@@ -42,7 +42,8 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-bench: $(VENV)/.installed-dev
+# What it is compared with, it does without where that cannot be installed.
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 fmt: $(VENV)/.installed-dev
@@ -75,6 +76,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev benchmarks/node/package.json
+	-$(INSTALL) --editable '.[dev,peers]'
+	-command -v npm >/dev/null && npm install --prefix benchmarks/node --silent --ignore-scripts --no-package-lock
 	@touch $@
 
 # Debian splits venv off from Python. Without its package the first attempt leaves half an environment behind.
