@@ -42,20 +42,14 @@ async def opened(kind: str, database: str | None, place: str | None = None) -> A
 class Names(TypedDict):
     """What a Config has to be told for names of its own."""
 
-    saga_exchange: str
-    step_queue: str
-    compensate_queue: str
-    dead_letter_queue: str
+    prefix: str
     expires: float
 
 
 def broker_names(prefix: str) -> Names:
     """Return names of which the broker forgets everything when nobody has used it for a minute."""
     return {
-        "saga_exchange": prefix,
-        "step_queue": f"{prefix}.steps",
-        "compensate_queue": f"{prefix}.undo",
-        "dead_letter_queue": f"{prefix}.dead",
+        "prefix": f"{prefix}.",
         "expires": FORGOTTEN_AFTER,
     }
 

@@ -127,11 +127,11 @@ class World:
                 yield manager
                 manager.stop()
 
-    async def finish(self, saga_id: str, **changes: Any) -> Saga:
+    async def finish(self, saga_id: str, *, dead_letters: int = 0, **changes: Any) -> Saga:
         """Let another engine bring a saga to rest, and everything on the broker to its end."""
         async with self.running(**changes) as manager:
             saga = await manager.wait(saga_id)
-        self.assert_queues_are_empty()
+        self.assert_queues_are_empty(dead_letters=dead_letters)
         return saga
 
     async def all_sagas(self, *states: SagaState) -> Sequence[Saga]:
@@ -139,11 +139,12 @@ class World:
         return (await self.store.find(Query(states=frozenset(states or SagaState)))).sagas
 
     def depth(self, queue: str) -> int:
-        return self.broker.depth(queue)
+        return self.broker.held(queue)
 
     def assert_queues_are_empty(self, *, dead_letters: int = 0) -> None:
-        depths = {name: self.broker.depth(name) for name in self.broker.queues}
-        assert depths == {"saga.steps": 0, "saga.compensate": 0, "saga.dead-letter": dead_letters}
+        depths = {name: self.broker.held(name) for name in self.broker.queues}
+        queues = ("saga.steps", "saga.compensate", "saga.orchestrator")
+        assert depths == {**dict.fromkeys(queues, 0), "saga.dead-letter": dead_letters}
 
 
 class Gate:

@@ -117,6 +117,12 @@ async def test_somebody_who_never_answers() -> None:
         (f"amqp://guest:{QUOTED}@broker/?heartbeat=65535", "heartbeat"),
         (f"amqp://guest:{QUOTED}@broker/?heartbeat=-1", "heartbeat"),
         (f"amqp://guest:{QUOTED}@broker/?heartbeat", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@broker/?heartbeat={'9' * 5_000}", "heartbeat"),
+        (f"amqp://guest:{QUOTED}@broker/?name=\ud800", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@br\ud800ker/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@bro\\ker/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@[::1]5673/", "cannot be read"),
+        (f'amqp://[::1]:"@//guest:{QUOTED}@broker/', "cannot be read"),
     ],
 )
 def test_a_url_that_cannot_be_used(url: str, message: str) -> None:
@@ -136,6 +142,8 @@ def test_a_context_for_tls_wants_a_url_for_tls() -> None:
         (f"amqp://guest:{QUOTED}@broker", "amqp://broker:5672/"),
         (f"amqps://guest:{QUOTED}@broker/", "amqps://broker:5671/"),
         (f"amqps://guest:{QUOTED}@broker:1234/a%2Fb?heartbeat=5", "amqps://broker:1234/a/b"),
+        (f"amqp://guest:{QUOTED}@BRÖKER/ö", "amqp://xn--brker-kua:5672/ö"),
+        (f"amqp://guest:{QUOTED}@[::1]:1234", "amqp://::1:1234/"),
     ],
 )
 def test_how_a_transport_is_shown(url: str, shown: str) -> None:
@@ -274,11 +282,11 @@ async def test_a_cancelled_subscription_leaves_no_channel_open(amqp_url: str) ->
                 with anyio.move_on_after(part * 0.0002):
                     async with transport.consume(queue, 10, Inbox()):
                         pass
-            assert transport._control is not None
-            while len(transport._control._connection.channels) > 1:  # that of the publisher
+            assert transport._connection is not None
+            while len(transport._connection.control._connection.channels) > 1:  # that of the publisher
                 await checkpoint()
-            assert transport._link is not None
-            assert len(transport._link.lanes) == 1
+            assert transport._connection is not None
+            assert len(transport._connection.link.lanes) == 1
 
 
 async def test_cancelled_while_nobody_answers_nothing_is_left() -> None:

@@ -114,6 +114,18 @@ def test_a_turn_of_acknowledgements_without_a_gap_is_one_frame() -> None:
     assert (frame.delivery_tag, frame.multiple) == (999, True)
 
 
+def test_a_message_whose_properties_make_no_sense_has_no_id_and_can_be_rejected() -> None:
+    out = Sent()
+    lane, deliveries, _ = consume(out, 0)
+    lane.take(Delivered(1, 1, False, b"\xff\xff", b"{}"))
+    (delivery,) = deliveries
+    assert delivery.message_id == ""
+    with pytest.raises(FrameError):
+        str(delivery.headers)
+    delivery.reject(requeue=False)
+    assert [frame.delivery_tag for frame in out.frames] == [1]
+
+
 def test_a_delivery_is_settled_once() -> None:
     out = Sent()
     _, (delivery,), _ = consume(out, 1)
@@ -232,6 +244,19 @@ def test_messages_with_the_same_id_come_back_in_their_order() -> None:
     lane.take(returned("unknown"))
     lane.take(Confirmed(1, 4, True, True))
     assert [number for number, error in outcomes.items() if error is not None] == [1, 3]
+
+
+def test_only_what_is_mandatory_comes_back() -> None:
+    out, outcomes = Sent(), dict[int, TransportError | None]()
+    lane = PublishLane(1, out, 131_072)
+    for number in (1, 2, 3):
+        message = Message("", "key", b"{}", "same", "type", mandatory=number == 2)
+        lane.publish(message, partial(outcomes.__setitem__, number))
+    assert [frame.mandatory for frame in out.frames[::3]] == [False, True, False]
+    lane.take(returned("same"))
+    lane.take(Confirmed(1, 3, True, True))
+    assert outcomes[1] is outcomes[3] is None
+    assert isinstance(outcomes[2], UnroutableError)
 
 
 def test_what_cannot_be_sent_is_settled_and_takes_no_tag() -> None:

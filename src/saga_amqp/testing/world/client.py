@@ -12,6 +12,7 @@ from saga_amqp.contracts import Delivery, Message, Settled, Topology
 from saga_amqp.errors import (
     ConnectFailedError,
     ConnectionLostError,
+    QueueNotFoundError,
     TopologyError,
     TransportClosedError,
     TransportError,
@@ -103,6 +104,20 @@ class WorldTransport:
 
         await self._ask(self._open(), ask)
 
+    async def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready. Raises: QueueNotFoundError, ConnectionLostError."""
+        found: list[int] = []
+
+        def ask() -> TransportError | None:
+            try:
+                found.append(self._broker.depth(queue))
+            except QueueNotFoundError as error:
+                return error
+            return None
+
+        await self._ask(self._open(), ask)
+        return found[0]
+
     @asynccontextmanager
     async def consume(
         self, queue: str, prefetch: int, receive: Callable[[Delivery], None]
@@ -180,10 +195,10 @@ class Consuming:
         self._why: TransportError | None = None
         self._ended = trio.Event()
 
-    def take(self, tag: int, held: Held, redelivered: bool) -> None:
+    def take(self, tag: int, held: Held, redelivered: bool, headers: Mapping[str, object]) -> None:
         """Take a message that has arrived."""
         if not self.left and self.pulse.alive:
-            self._receive(InHand(self, tag, held, redelivered))
+            self._receive(InHand(self, tag, held, redelivered, headers))
 
     def end(self, why: TransportError) -> None:
         """Let the subscription break."""
@@ -215,14 +230,17 @@ class Consuming:
 class InHand:
     """A message in a consumer's hands; see `contracts.Delivery`."""
 
-    __slots__ = ("_consuming", "_held", "_settled", "_tag", "redelivered")
+    __slots__ = ("_consuming", "_held", "_settled", "_tag", "headers", "redelivered")
 
-    def __init__(self, consuming: Consuming, tag: int, held: Held, redelivered: bool) -> None:
+    def __init__(
+        self, consuming: Consuming, tag: int, held: Held, redelivered: bool, headers: Mapping[str, object]
+    ) -> None:
         self._consuming = consuming
         self._tag = tag
         self._held = held
         self._settled = False
         self.redelivered = redelivered
+        self.headers = headers
 
     @property
     def body(self) -> bytes:
@@ -233,11 +251,6 @@ class InHand:
     def message_id(self) -> str:
         """The message's id."""
         return self._held.message.id
-
-    @property
-    def headers(self) -> Mapping[str, object]:
-        """The message's headers."""
-        return dict(self._held.message.headers or {})
 
     def acknowledge(self) -> None:
         """Take the message off its queue."""

@@ -3,6 +3,7 @@
 from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
 
 import msgspec
+from yarl import URL
 
 from saga_amqp.errors import ConnectFailedError
 
@@ -38,8 +39,8 @@ def parse(url: str, heartbeat: int | None = None) -> Address:
             "The broker's URL cannot be read; it has to be amqp://user:password@host:port/vhost, and what is "
             "special in a URL has to be percent-encoded in the password"
         )
-    parts, port, settings = split
-    scheme, host = parts.scheme, parts.hostname
+    parts, port, settings, host = split
+    scheme = parts.scheme
     if scheme not in PORTS:
         raise ConnectFailedError(f"The broker's URL has to begin with amqp:// or amqps://, not {scheme!r}")
     if not host:
@@ -50,7 +51,7 @@ def parse(url: str, heartbeat: int | None = None) -> Address:
         )
     if heartbeat is None:
         text = settings.get("heartbeat", [str(DEFAULT_HEARTBEAT)])[-1]
-        heartbeat = int(text) if text.isascii() and text.isdecimal() else -1
+        heartbeat = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
     if not 0 <= heartbeat < 65535:
         raise ConnectFailedError("The heartbeat has to be a whole number of seconds from 0 to 65534")
     secret_url = parts._replace(
@@ -60,9 +61,12 @@ def parse(url: str, heartbeat: int | None = None) -> Address:
     return Address(host, port or PORTS[scheme], scheme == "amqps", virtual_host, heartbeat, secret_url)
 
 
-def _split(url: str) -> tuple[SplitResult, int | None, dict[str, list[str]]] | None:
+def _split(url: str) -> tuple[SplitResult, int | None, dict[str, list[str]], str | None] | None:
     try:
         parts = urlsplit(url)
-        return parts, parts.port, parse_qs(parts.query, strict_parsing=bool(parts.query))
-    except ValueError:
+        settings = parse_qs(parts.query, strict_parsing=bool(parts.query))
+        urlencode(settings, doseq=True)  # which is not for every text
+        # aiormq has it read by yarl, which refuses more, and makes ASCII of a host's name, as the system wants it.
+        return parts, parts.port, settings, URL(url).raw_host
+    except (ValueError, LookupError):  # the second is yarl's, over half of an IPv6 address
         return None

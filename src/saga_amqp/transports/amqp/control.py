@@ -107,6 +107,8 @@ class Control:
                 raise ConsumerCancelledError(
                     f"Queue {queue!r} cannot be consumed from: {error.args[-1] if error.args else error!r}"
                 ) from error
+            except ValueError as error:  # of pamqp, which lets fewer names pass than RabbitMQ
+                raise ConsumerCancelledError(f"There can be no queue {queue!r}: {error}") from error
 
         return await self.run(work)
 

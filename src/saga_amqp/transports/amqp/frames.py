@@ -290,9 +290,10 @@ def _body(lane: _Lane, part: bytes) -> bytes | None:
     return body
 
 
-def publish_prefix(channel: int, exchange: str, routing_key: str) -> bytes:
-    """Return the frame of basic.publish with `mandatory` set. Raises: ValueError, when a name is too long."""
-    method = b"\x00\x3c\x00\x28\x00\x00" + short_string(exchange) + short_string(routing_key) + b"\x01"
+def publish_prefix(channel: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    """Return the frame of basic.publish. Raises: ValueError, when a name is too long."""
+    names = short_string(exchange) + short_string(routing_key)
+    method = b"\x00\x3c\x00\x28\x00\x00" + names + (b"\x01" if mandatory else b"\x00")
     return _frame.pack(METHOD, channel, len(method)) + method + END
 
 
