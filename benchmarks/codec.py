@@ -101,7 +101,7 @@ def _both_ways(
 
 
 def _frames() -> Iterator[Subject]:
-    prefix = frames.publish_prefix(CHANNEL, EXCHANGE, KEY)
+    prefix = frames.publish_prefix(CHANNEL, EXCHANGE, KEY, mandatory=True)
 
     def publish() -> None:
         data = prefix + frames.content(CHANNEL, BODY, ID, "saga.step.execute")
