@@ -7,21 +7,17 @@ import pytest
 
 from benchmarks.orders.load import BrokenOrderError, Outcome, chain, check, drive, weigh
 from benchmarks.orders.parts import parts
-from benchmarks.orders.places import broker_names
+from benchmarks.orders.places import config
 from benchmarks.orders.shop import Shop
 from benchmarks.runner import Latency
 from saga_amqp import AmqpTransport, Config, Manager, MemoryBroker, MemoryStore, MemoryTransport, Saga, Step
-
-
-def config(shop: Shop, unique: str) -> Config:
-    return Config(registries=(shop.registry,), grace_period=0.0, **broker_names(unique))
 
 
 @pytest.mark.parametrize("declined", [False, True])
 async def test_orders_are_counted_and_timed(unique: str, amqp_url: str, declined: bool) -> None:
     shop = Shop()
     async with (
-        Manager(AmqpTransport(amqp_url), MemoryStore(), config(shop, unique)) as manager,
+        Manager(AmqpTransport(amqp_url), MemoryStore(), config(shop, unique, grace_period=0.0)) as manager,
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(manager.run)
@@ -38,7 +34,7 @@ async def test_orders_are_counted_and_timed(unique: str, amqp_url: str, declined
 async def test_long_orders_run_from_start_to_end(unique: str, amqp_url: str) -> None:
     shop = Shop()
     async with (
-        Manager(AmqpTransport(amqp_url), MemoryStore(), config(shop, unique)) as manager,
+        Manager(AmqpTransport(amqp_url), MemoryStore(), config(shop, unique, grace_period=0.0)) as manager,
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(manager.run)
@@ -50,7 +46,9 @@ async def test_long_orders_run_from_start_to_end(unique: str, amqp_url: str) -> 
 async def test_orders_in_flight_are_weighed_while_their_handlers_wait(unique: str) -> None:
     shop = Shop(wait=math.inf)
     async with (
-        Manager(MemoryTransport(MemoryBroker()), MemoryStore(), config(shop, unique)) as manager,
+        Manager(
+            MemoryTransport(MemoryBroker()), MemoryStore(), config(shop, unique, grace_period=0.0)
+        ) as manager,
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(manager.run)
@@ -76,7 +74,7 @@ async def test_an_order_that_ends_otherwise_is_no_figure(unique: str) -> None:
     broken = Config(
         step_handlers={name: refuse for name in shop.registry.actions},
         compensation_handlers={name: refuse for name in shop.registry.compensations},
-        **broker_names(unique),
+        prefix=unique,
     )
 
     async def run() -> None:
