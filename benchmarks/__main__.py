@@ -3,11 +3,13 @@
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 import msgspec
 
-from benchmarks.report import Report, text
-from benchmarks.runner import Options
+from benchmarks.plots import draw
+from benchmarks.report import Report, markdown, text
+from benchmarks.runner import Options, say
 
 QUESTIONS = ("core", "codec", "relay", "storage", "engine", "scale", "peers")
 
@@ -33,9 +35,10 @@ def main() -> None:
         metavar="WORDS",
         help="only what has all these words in its name, for example memory,asyncio,100; may be repeated",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print the results, every sample included, as JSON"
-    )
+    parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw the curves (extra: bench)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the results, every sample included, as JSON")
+    form.add_argument("--markdown", action="store_true", help="print tables for a page")
     given = parser.parse_args()
     if unknown := set(given.questions) - set(QUESTIONS):
         parser.error(f"no such question: {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
@@ -47,9 +50,12 @@ def main() -> None:
         for report in importlib.import_module(f"benchmarks.{question}").run(options):
             reports.append(report)
             if not given.json:
-                print(text(report), end="\n\n", flush=True)
+                print((markdown if given.markdown else text)(report), end="\n\n", flush=True)
     if given.json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(reports)).decode() + "\n")
+    if given.plots:
+        for file in draw(reports, given.plots):
+            say(f"drawn: {file}")
 
 
 if __name__ == "__main__":

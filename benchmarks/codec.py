@@ -63,7 +63,7 @@ def run(options: Options) -> Iterator[Report]:
         for subject in subjects
         for whose, do in ((OURS, subject.ours), (subject.rival, subject.theirs))
     ]
-    rounds = take_turns(rivals, options, 5)
+    rounds = take_turns(rivals, options, 3)
     yield Report(
         "codec: bytes made and read", "1/s", lines(rounds), tuple(_ratios(rounds, subjects)), facts=machine()
     )
@@ -101,7 +101,7 @@ def _both_ways(
 
 
 def _frames() -> Iterator[Subject]:
-    prefix = frames.publish_prefix(CHANNEL, EXCHANGE, KEY)
+    prefix = frames.publish_prefix(CHANNEL, EXCHANGE, KEY, mandatory=True)
 
     def publish() -> None:
         data = prefix + frames.content(CHANNEL, BODY, ID, "saga.step.execute")

@@ -52,7 +52,7 @@ KEPT = 1_000
 
 def run(options: Options) -> Iterator[Report]:
     """Measure sagas that complete and sagas that are undone, and a well-known state machine beside them."""
-    seconds = 0.05 if options.quick else 0.4
+    seconds = 0.05 if options.quick else 0.25
     rivals = [
         Rival(_name(size, way), repeatedly(partial(_saga, size, way), seconds))
         for way in WAYS
@@ -65,7 +65,7 @@ def run(options: Options) -> Iterator[Report]:
         for way, made in PEER_WAYS.items()
     ]
     gc.enable()
-    rounds = take_turns(rivals, options, 9)
+    rounds = take_turns(rivals, options, 5)
     yield Report(
         "core: events answered, one whole saga after the other",
         "transitions/s",

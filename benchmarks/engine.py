@@ -20,6 +20,7 @@ COMPLETED, UNDONE, WAITING = "completed", "undone", "handlers wait 5 ms"
 MANNERS = {COMPLETED: [], UNDONE: ["--declined"], WAITING: ["--wait", "5"]}
 AIORMQ = "aiormq at its best"
 AIORMQ_IN_FLIGHT = 300
+SELDOM = 3
 PARTS = "parts of one order, each alone"
 
 
@@ -55,29 +56,36 @@ def _rivals(servers: Servers, options: Options) -> Iterator[Rival]:
     for loop in LOOPS[:2]:
         yield Rival(_aiormq(loop), partial(_hops, "aiormq-best", loop, AIORMQ_IN_FLIGHT, servers, options))
     for store in servers.stores:
+        relay = f"durable-{store}"
         for loop in LOOPS:
-            yield Rival(
-                _ceiling(store, loop, MANY), partial(_hops, f"durable-{store}", loop, MANY, servers, options)
-            )
-            for manner in MANNERS:
-                cells = [Cell(store, loop, at_once, manner) for at_once in _at_once(loop, manner)]
+            yield Rival(_ceiling(store, loop, MANY), partial(_hops, relay, loop, MANY, servers, options))
+            for manner, at_once, every in _course(loop):
+                cells = [Cell(store, loop, many, manner) for many in at_once]
                 wanted = [cell for cell in cells if options.wants(cell.name)]
                 if wanted:
                     name = " ".join(cell.name for cell in wanted)
-                    yield Rival(name, partial(_orders, wanted, servers, options))
+                    yield Rival(name, partial(_orders, wanted, servers, options), every)
         yield Rival(
-            _ceiling(store, LOOPS[0], 1), partial(_hops, f"durable-{store}", LOOPS[0], 1, servers, options)
+            _ceiling(store, LOOPS[0], 1), partial(_hops, relay, LOOPS[0], 1, servers, options), SELDOM
         )
         yield Rival(_parts(store), partial(_parts_alone, store, servers))
 
 
-def _at_once(loop: str, manner: str) -> Sequence[int]:
-    """Return the concurrencies to measure: the whole curve only where it says something that others do not say."""
-    if manner == COMPLETED:
-        return (MANY,) if loop == "uvloop" else AT_ONCE
-    if loop == "uvloop" or (loop == "trio" and manner == WAITING):
-        return ()
-    return (MANY,) if manner == UNDONE else AT_ONCE[2:]
+def _course(loop: str) -> Iterator[tuple[str, Sequence[int], int]]:
+    """Return what is measured on a loop, at which concurrencies, and every how many rounds.
+
+    What is compared takes part in every round; what only shows a curve does so seldom.
+    """
+    if loop == "uvloop":
+        yield COMPLETED, (MANY,), 1
+        return
+    first, *others = [many for many in AT_ONCE if many != MANY]
+    alone, more = ((first, MANY), others) if loop == LOOPS[0] else ((MANY,), [first, *others])
+    yield COMPLETED, alone, 1
+    yield COMPLETED, more, SELDOM
+    yield UNDONE, (MANY,), SELDOM
+    if loop == LOOPS[0]:
+        yield WAITING, AT_ONCE[2:], SELDOM
 
 
 def _orders(cells: Sequence[Cell], servers: Servers, options: Options) -> Samples:

@@ -67,7 +67,7 @@ def run(options: Options) -> Iterator[Report]:
 def _rival(name: str, at_once: Sequence[int], options: Options, measure: "partial[Samples]") -> list[Rival]:
     names = {_name(name, many): many for many in at_once}
     wanted = {each: many for each, many in names.items() if options.wants(each)}
-    seconds = 1.0 if options.quick else 2.0
+    seconds = 1.0 if options.quick else 1.5
     return [Rival(" ".join(wanted), partial(measure, wanted, seconds))] if wanted else []
 
 
@@ -102,11 +102,11 @@ def _ratios(rounds: Rounds) -> Iterator[Ratio]:
         theirs = [_name(peer.name, many) for peer in peers for many in peer.at_once]
         ours = [_name(POSTGRES, OURS_AT_ONCE[-1])]
         yield from ratio(f"{POSTGRES} / {name}, each at its best", rounds, ours, theirs, at_least=at_least)
-    for name, ours_, at_most in (
-        ("PostgreSQL", POSTGRES, 1.0),
-        ("SQLite", SQLITE, 0.5),
+    for name, ours_, peers, at_most in (
+        ("PostgreSQL", POSTGRES, [RESTATE, DBOS_POSTGRES], 1.0),
+        ("SQLite", SQLITE, [RESTATE, DBOS_POSTGRES, DBOS_SQLITE], 0.5),
     ):
-        for peer in (RESTATE, DBOS_POSTGRES, DBOS_SQLITE):
+        for peer in peers:
             yield from ratio(
                 f"one saga alone, p50: ours with {name} / {peer.name}",
                 rounds,

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import textwrap
 from collections.abc import Mapping
 
 import msgspec
@@ -81,12 +82,44 @@ def text(report: Report) -> str:
         rows += ["", f"  {'':{width}}  {'ratio, median of rounds':>24}  {'min - max':>23}"]
         rows += [
             f"  {each.name:{width}}  {each.value.median:>24,.2f}  "
-            f"{f'{each.value.low:,.2f} - {each.value.high:,.2f}':>23}{verdict(each)}"
+            f"{f'{each.value.low:,.2f} - {each.value.high:,.2f}':>23}  {verdict(each)}".rstrip()
             for each in report.ratios
         ]
     rows += [f"  skipped: {reason}" for reason in report.skipped]
-    rows += ["", *(f"  {name}: {value}" for name, value in report.facts.items())]
+    rows += ["", *textwrap.wrap(told(report.facts), 118, initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(rows)
+
+
+def markdown(report: Report) -> str:
+    """Return a report as tables for a page: a median, and in brackets the lowest and the highest value."""
+    timed, thrifty = any(line.p50 for line in report.lines), any(line.cpu.median for line in report.lines)
+    heads = [report.question, report.unit]
+    heads += ["CPU, µs each"] if thrifty else []
+    heads += ["p50, ms", "p95, ms"] if timed else []
+    rows = [heads, ["---"] * len(heads)]
+    for line in report.lines:
+        cells = [line.name, f"{_short(line.rate.median)} ({_short(line.rate.low)}–{_short(line.rate.high)})"]
+        cells += [f"{line.cpu.median:,.1f}" if line.cpu.median else ""] if thrifty else []
+        cells += ["" if one is None else f"{one.median:,.2f}" for one in (line.p50, line.p95) if timed]
+        rows.append(cells)
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    if report.ratios:
+        ratios = [["ratio", "median of rounds", "meant to be"], ["---"] * 3]
+        ratios += [
+            [
+                each.name,
+                f"{each.value.median:,.2f} ({each.value.low:,.2f}–{each.value.high:,.2f})",
+                verdict(each),
+            ]
+            for each in report.ratios
+        ]
+        text += "\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in ratios)
+    return "\n\n".join([text, *(f"Skipped: {reason}." for reason in report.skipped), told(report.facts)])
+
+
+def told(facts: Mapping[str, str]) -> str:
+    """Return facts in one line."""
+    return " · ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def verdict(each: Ratio) -> str:
@@ -96,7 +129,7 @@ def verdict(each: Ratio) -> str:
     if not wanted:
         return ""
     missed = f"missed by {each.missed_by:.0%}" if each.missed_by else "met"
-    return f"  {' and '.join(wanted)}: {missed}"
+    return f"{' and '.join(wanted)}: {missed}"
 
 
 def _short(value: float) -> str:

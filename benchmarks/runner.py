@@ -54,10 +54,14 @@ Samples = Mapping[str, Sample]
 
 
 class Rival(msgspec.Struct, frozen=True):
-    """Something to measure; `run` measures it once, warm-up included. One that is several things names each sample."""
+    """Something to measure; `run` measures it once, warm-up included. One that is several things names each sample.
+
+    `every` so many rounds, beginning with the first, it takes part.
+    """
 
     name: str
     run: Callable[[], Sample | Samples]
+    every: int = 1
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -96,6 +100,7 @@ class Ratio(msgspec.Struct, frozen=True):
 
 
 LOOK = 0.001  # seconds
+AT_ONCE = re.compile(r"(.*), ([\d,]+) at once(.*)")
 
 Rounds = Mapping[str, Sequence[Sample]]
 Value = Callable[[Sample], float]
@@ -125,6 +130,8 @@ def take_turns(rivals: Sequence[Rival], options: Options, usual: int) -> Rounds:
     wanted = [rival for rival in rivals if options.wants(rival.name)]
     for repeat in range(repeats):
         for rival in wanted:
+            if repeat % rival.every:
+                continue
             result = rival.run()
             for name, sample in ({rival.name: result} if isinstance(result, Sample) else result).items():
                 rounds.setdefault(name, []).append(sample)
@@ -137,8 +144,20 @@ def figure(values: Sequence[float]) -> Figure:
     return Figure(statistics.median(values), min(values), max(values))
 
 
+def curve_of(name: str) -> tuple[str, int]:
+    """Take the concurrency out of a name; it is 0 where there is none. What is left is the name of a curve."""
+    told = AT_ONCE.fullmatch(name)
+    return (told[1] + told[3], int(told[2].replace(",", ""))) if told else (name, 0)
+
+
 def lines(rounds: Rounds) -> tuple[Line, ...]:
-    """Sum up each rival's runs."""
+    """Sum up each rival's runs, in the order in which they came, and by concurrency."""
+    curves = list(dict.fromkeys(curve_of(name)[0] for name in rounds))
+
+    def order(name: str) -> tuple[int, int]:
+        curve, at_once = curve_of(name)
+        return curves.index(curve), at_once
+
     return tuple(
         Line(
             name,
@@ -148,7 +167,8 @@ def lines(rounds: Rounds) -> tuple[Line, ...]:
             figure([one.p95 for one in latencies]) if latencies else None,
             tuple(samples),
         )
-        for name, samples in rounds.items()
+        for name in sorted(rounds, key=order)
+        for samples in (rounds[name],)
         for latencies in ([one.latency for one in samples if one.latency is not None],)
     )
 

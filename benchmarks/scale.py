@@ -32,7 +32,7 @@ HANDLERS, WAIT = (
 )  # so many at once in each process, each of so many milliseconds: 1,000 steps/s at most
 START = 2.0  # seconds until processes that are to begin together are up
 FEW, RESTING, LONG_RESTING = 1_000, 100_000, 1_000_000
-STEPS = (3, 100, 1_000)
+STEPS = (3, 1_000)
 CHAINS = 10
 TIMERS = 100_000
 IN_FLIGHT = 3_000
@@ -83,7 +83,7 @@ def _processes(servers: Servers, options: Options) -> Rounds:
             if store != "memory"
             for count in PROCESSES
         ]
-        return take_turns(rivals, options, 3)
+        return take_turns(rivals, options, 2)
 
 
 def _share(servers: Servers, options: Options, store: str, count: int, directory: Path) -> Sample:

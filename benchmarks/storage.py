@@ -30,7 +30,7 @@ AT_ONCE = (1, 50, 200)
 
 def run(options: Options) -> Iterator[Report]:
     """Measure every store alone and with many sagas at once, and long sagas beside short ones."""
-    seconds = 0.3 if options.quick else 2.0
+    seconds = 0.3 if options.quick else 0.7
     skipped: list[str] = []
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saga-storage-")))
@@ -51,7 +51,7 @@ def run(options: Options) -> Iterator[Report]:
             for loop in LOOPS
             for steps, at_once in [*((SHORT, many) for many in AT_ONCE), (LONG, 1)]
         ]
-        rounds = take_turns(rivals, options, 5)
+        rounds = take_turns(rivals, options, 3)
     yield Report(
         "storage: commits, each a compare-and-set and a row of history",
         "commits/s",

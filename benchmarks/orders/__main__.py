@@ -18,10 +18,10 @@ from ulid import ULID
 from benchmarks.orders.crowd import KINDS, fill
 from benchmarks.orders.load import Outcome, Weight, chain, check, drive, weigh
 from benchmarks.orders.parts import parts
-from benchmarks.orders.places import STORES, broker_names, opened
+from benchmarks.orders.places import STORES, config, opened
 from benchmarks.orders.shop import Shop
 from benchmarks.profiling import profiled
-from saga_amqp import AmqpTransport, Config, Manager
+from saga_amqp import AmqpTransport, Manager
 
 ROUND_TRIP = 400
 """Of more orders at once each takes so long that it has to be measured for longer."""
@@ -71,15 +71,12 @@ async def measure(given: argparse.Namespace, at_once: int) -> Outcome | Weight:
 @contextlib.asynccontextmanager
 async def engine(given: argparse.Namespace, shop: Shop, at_once: int) -> AsyncIterator[Manager]:
     """Run an engine that lets so many handlers run at once."""
-    names = broker_names(given.queues or f"bench-{ULID()}")
-    config = Config(
-        registries=(shop.registry,), concurrency=at_once, grace_period=0.2 if given.weigh else 10.0, **names
-    )
+    told = config(shop, given.queues or f"bench-{ULID()}", at_once, 0.2 if given.weigh else 10.0)
     async with opened(given.store, given.database, given.place) as store:
         if given.crowd:
             await fill(store, given.crowd[0], int(given.crowd[1]))
         async with (
-            Manager(AmqpTransport(given.url), store, config) as manager,
+            Manager(AmqpTransport(given.url), store, told) as manager,
             anyio.create_task_group() as tasks,
         ):
             await tasks.start(manager.run)

@@ -15,7 +15,7 @@ from benchmarks.orders.shop import CUSTOMER, Shop
 from saga_amqp import Options
 from saga_amqp.contracts import Store
 from saga_amqp.stores.enlisting import Tables
-from saga_core import Saga, StepSucceeded, new_saga, transition
+from saga_core import StepSucceeded, new_saga, transition
 
 Kind = Literal["resting", "waiting"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -28,22 +28,15 @@ OUTPUT = Raw(b'{"order_id":"prod-123"}')
 
 async def template(store: Store, kind: Kind) -> str:
     """Keep one such saga and return its id."""
-    saga = await store.create(_saga(kind, str(ULID())))
-    if kind == "resting":
-        for event in _events(saga):
-            saga = transition(saga, event).saga
-            await store.commit(saga, event)
-    return saga.id
+    saga_id = str(ULID())
+    await _keep(store, kind, saga_id)
+    return saga_id
 
 
 async def fill(store: Store, kind: Kind, count: int) -> None:
     """Keep so many such sagas, one by one: for a store that has no tables."""
     for number in range(count):
-        saga = _saga(kind, f"01A{number:023d}")
-        if kind == "resting":
-            for event in _events(saga):
-                saga = transition(saga, event).saga
-        await store.create(saga)
+        await _keep(store, kind, f"01A{number:023d}")
 
 
 def copy_in_sqlite(file: str, tables: Tables, saga_id: str, count: int) -> None:
@@ -132,11 +125,13 @@ def _copies(
     return statements
 
 
-def _saga(kind: Kind, saga_id: str) -> Saga:
+async def _keep(store: Store, kind: Kind, saga_id: str) -> None:
     now = time.time()
     options = Options(start_at=now + FIRST_WAKES) if kind == "waiting" else Options()
-    return new_saga("order", ORDER, CUSTOMER, id=saga_id, at=now, options=options)
-
-
-def _events(saga: Saga) -> Sequence[StepSucceeded]:
-    return [StepSucceeded(step.name, 1, OUTPUT, saga.created_at) for step in saga.steps]
+    saga = new_saga("order", ORDER, CUSTOMER, id=saga_id, at=now, options=options)
+    await store.create(saga)
+    if kind == "resting":
+        for step in saga.steps:
+            event = StepSucceeded(step.name, 1, OUTPUT, now)
+            saga = transition(saga, event).saga
+            await store.commit(saga, event)

@@ -22,7 +22,6 @@ from saga_core import Saga, StepSucceeded, new_saga, transition
 
 BODY = msgspec.json.encode({"saga": str(ULID()), "pad": "x" * 200})
 OUTPUT = Raw(b'{"reserved":2}')
-TIMES = 150
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -38,12 +37,16 @@ class Parts(msgspec.Struct, frozen=True):
         return Latency(*(sum(getattr(part, name) for part in parts) for name in Latency.__struct_fields__))
 
 
-async def parts(url: str, store: Store) -> Parts:
-    """Measure each of them, again and again."""
-    return Parts(await _hops(url), await _repeatedly(lambda: _commits(store)), await _repeatedly(_handlers))
+async def parts(url: str, store: Store, times: int = 150) -> Parts:
+    """Measure each of them so many times."""
+    return Parts(
+        await _hops(url, times),
+        await _repeatedly(lambda: _commits(store), times),
+        await _repeatedly(_handlers, times),
+    )
 
 
-async def _hops(url: str) -> Latency:
+async def _hops(url: str, times: int) -> Latency:
     queue = f"bench-{ULID()}"
     async with AmqpTransport(url) as transport:
         await transport.declare(Topology(exchanges=(), queues=(Queue(queue, expires=60.0),)))
@@ -74,7 +77,7 @@ async def _hops(url: str) -> Latency:
                 arrived.pop().acknowledge()
 
         async with transport.consume(queue, 10, receive):
-            return await _repeatedly(three_hops)
+            return await _repeatedly(three_hops, times)
 
 
 async def _commits(store: Store) -> None:
@@ -95,10 +98,10 @@ def _saga() -> Saga:
     return new_saga("order", Shop().order(), CUSTOMER, id=str(ULID()), at=time.time())
 
 
-async def _repeatedly(do: Callable[[], Awaitable[None]]) -> Latency:
-    times: list[float] = []
-    for _ in range(TIMES):
+async def _repeatedly(do: Callable[[], Awaitable[None]], times: int) -> Latency:
+    taken: list[float] = []
+    for _ in range(times):
         began = time.perf_counter()
         await do()
-        times.append(time.perf_counter() - began)
-    return latency(times[TIMES // 10 :])
+        taken.append(time.perf_counter() - began)
+    return latency(taken[times // 10 :])

@@ -4,12 +4,12 @@ import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TypedDict
 
 import anyio.to_thread
 from ulid import ULID
 
-from saga_amqp import MemoryStore, SQLiteStore
+from benchmarks.orders.shop import Shop
+from saga_amqp import Config, MemoryStore, SQLiteStore
 from saga_amqp.contracts import Store
 
 STORES = ("memory", "sqlite", "postgres")
@@ -39,19 +39,15 @@ async def opened(kind: str, database: str | None, place: str | None = None) -> A
             yield await stack.enter_async_context(PostgresStore(database, schema=place, upgrade=True))
 
 
-class Names(TypedDict):
-    """What a Config has to be told for names of its own."""
-
-    prefix: str
-    expires: float
-
-
-def broker_names(prefix: str) -> Names:
-    """Return names of which the broker forgets everything when nobody has used it for a minute."""
-    return {
-        "prefix": f"{prefix}.",
-        "expires": FORGOTTEN_AFTER,
-    }
+def config(shop: Shop, prefix: str, concurrency: int = 100, grace_period: float = 10.0) -> Config:
+    """Return what an engine is told, with names that the broker forgets when nobody has used them for a minute."""
+    return Config(
+        prefix=f"{prefix}.",
+        registries=(shop.registry,),
+        concurrency=concurrency,
+        grace_period=grace_period,
+        expires=FORGOTTEN_AFTER,
+    )
 
 
 def drop(database: str, schema: str) -> None:
