@@ -43,7 +43,8 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-bench: $(VENV)/.installed-dev
+# What it is compared with, it does without where that cannot be installed.
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 fmt: $(VENV)/.installed-dev
@@ -72,6 +73,7 @@ dev: $(VENV)/.installed-dev
 
 clean:
 	rm -rf $(VENV) build dist .coverage .coverage.* .fuzz .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf benchmarks/node/node_modules
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
@@ -80,6 +82,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev benchmarks/node/package.json
+	-$(INSTALL) --editable '.[dev,peers]'
+	-command -v npm >/dev/null && npm install --prefix benchmarks/node --silent --ignore-scripts --no-package-lock
 	@touch $@
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed-dev

@@ -154,9 +154,10 @@ class Store(Protocol):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message to publish: persistent, JSON, mandatory (an unroutable one is an error).
+    """One message to publish: persistent, JSON.
 
-    `id` is the AMQP message id, at most 255 bytes of UTF-8 as are exchange, routing key and type.
+    `id` is the AMQP message id, at most 255 bytes of UTF-8 as are exchange, routing key and type. A `mandatory` one
+    that no queue wants is an error; another one is then gone, which suits events that nobody may be waiting for.
     """
 
     exchange: str
@@ -165,6 +166,7 @@ class Message(msgspec.Struct, frozen=True):
     id: str
     type: str
     headers: Mapping[str, str | int] | None = None
+    mandatory: bool = True
 
 
 class Exchange(msgspec.Struct, frozen=True):
@@ -180,6 +182,11 @@ class Queue(msgspec.Struct, frozen=True):
 
     `bindings` are pairs of exchange and routing pattern. Rejected messages go to the queue `dead_letter`. The
     broker deletes the queue when nobody has used it for `expires` seconds; None keeps it.
+
+    A quorum queue keeps a rejected message until it is in `dead_letter`, and also sends there what was given back more
+    than `delivery_limit` times. None leaves the limit to the broker: RabbitMQ has none, from version 4 on 20; a very
+    large number is no limit anywhere. Whether it counts what a lost consumer had in hand is the broker's affair, too
+    (RabbitMQ does before 4.3). A classic queue knows no limit.
     """
 
     name: str
@@ -187,6 +194,7 @@ class Queue(msgspec.Struct, frozen=True):
     dead_letter: str | None = None
     kind: Literal["quorum", "classic"] = "quorum"
     expires: float | None = None
+    delivery_limit: int | None = None
 
 
 class Topology(msgspec.Struct, frozen=True):
@@ -219,7 +227,11 @@ class Delivery(Protocol):
 
     @property
     def headers(self) -> Mapping[str, object]:
-        """The headers that it was published with, and those that the broker added."""
+        """The headers that it was published with, and those that the broker added.
+
+        The latter are `x-delivery-count` from a quorum queue, how often the message was given back, absent the first
+        time; and on a dead letter `x-death`, a list of what befell it, the latest first.
+        """
         ...
 
     def acknowledge(self) -> None:
@@ -283,10 +295,17 @@ class Transport(Protocol):
         """Return another transport to the same broker, which is not entered yet."""
         ...
 
-    async def declare(self, topology: Topology) -> None:
-        """Create what is missing; what exists must be as asked.
+    async def declare(self, topology: Topology) -> Collection[str]:
+        """Create what is missing, and return the names of the queues that were; what exists must be as asked.
 
         Raises: TopologyError, ConnectionLostError.
+        """
+        ...
+
+    async def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready: in nobody's hands yet.
+
+        Raises: QueueNotFoundError, ConnectionLostError, TransportClosedError.
         """
         ...
 

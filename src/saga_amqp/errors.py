@@ -55,6 +55,10 @@ class TopologyError(TransportError):
     """An exchange, queue or binding could not be declared as asked."""
 
 
+class QueueNotFoundError(TransportError):
+    """There is no queue of this name on the broker."""
+
+
 class PublishError(TransportError):
     """A message was not taken by the broker."""
 

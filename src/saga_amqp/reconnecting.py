@@ -6,7 +6,7 @@ not acknowledged is delivered again. Both are the engine's daily bread.
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,7 +19,7 @@ logger = logging.getLogger("saga_amqp.connection")
 
 
 class Reconnecting:
-    """A line of transports to one broker, of which at most one is open at a time."""
+    """A line of transports to one broker, of which at most one is open at a time; `line` counts them."""
 
     def __init__(
         self, transport: Transport, topology: Topology, chance: Callable[[], float] = random.random
@@ -34,6 +34,9 @@ class Reconnecting:
         self._scope: anyio.CancelScope | None = None
         self._ended = anyio.Event()
         self._closing = False
+        self.line = 0
+        self._missing: set[str] = set()
+        self._noticed = anyio.Event()
 
     async def open(self, tasks: TaskGroup) -> None:
         """Connect, declare what is missing on the broker, and stay connected until `close`, in a task of its own.
@@ -72,7 +75,18 @@ class Reconnecting:
 
     async def declare(self) -> None:
         """Declare what is missing on the broker once more. Raises: TopologyError, ConnectionLostError."""
-        await self._open().declare(self._topology)
+        self._note_missing(await self._open().declare(self._topology))
+
+    def missed(self) -> frozenset[str]:
+        """Return which queues were missing on the broker and have been made, each once."""
+        missing, self._missing = frozenset(self._missing), set()
+        return missing
+
+    async def misses(self) -> None:
+        """Wait until there is something that was missing."""
+        while not self._missing:
+            self._noticed = anyio.Event()
+            await self._noticed.wait()
 
     async def publish(self, message: Message, settled: Settled) -> None:
         """Send a message over the connection that there is now; see `contracts.Transport.publish`.
@@ -80,6 +94,11 @@ class Reconnecting:
         Raises: ConnectionLostError, also while there is none; TransportClosedError.
         """
         await self._open().publish(message, settled)
+
+    def _note_missing(self, missing: Collection[str]) -> None:
+        if missing:
+            self._missing.update(missing)
+            self._noticed.set()
 
     def _open(self) -> Transport:
         if self._current is None:
@@ -95,7 +114,7 @@ class Reconnecting:
                 while True:
                     try:
                         async with transport:
-                            await transport.declare(self._topology)
+                            self._note_missing(await transport.declare(self._topology))
                             self._come_up(transport, scope)
                             waiting = pauses(self._chance)
                             error: Exception = await transport.lost()
@@ -121,6 +140,7 @@ class Reconnecting:
 
     def _come_up(self, transport: Transport, scope: anyio.CancelScope) -> None:
         self._current = transport
+        self.line += 1
         self._restored.set()
         if transport is self._first:
             # Whoever is cancelled from now on may still have something to say on the way out, and closes it then.

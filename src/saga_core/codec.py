@@ -4,17 +4,26 @@ A message on the wire is a command: its `operation` says which. A saga in storag
 events, one each; and, where a store wants to keep it, the state that they lead to.
 """
 
+import re
 from math import isfinite
 from typing import TypeVar
 
 import msgspec
 
-from saga_core.commands import Command
+from saga_core.commands import (
+    Carried,
+    Compensate,
+    CompensateChild,
+    Execute,
+    StartChild,
+    StateChanged,
+)
 from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
 from saga_core.graph import CHUNK
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.plan import CANONICAL_ULID, Plan
+from saga_core.remote import Work
 from saga_core.states import SagaState
 
 WIRE_VERSION = 1
@@ -22,7 +31,7 @@ WIRE_VERSION = 1
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
-_command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_command: msgspec.json.Decoder[Carried] = msgspec.json.Decoder(Carried)
 _event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
@@ -42,12 +51,13 @@ class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
 _saga = msgspec.json.Decoder(_Kept)
 
 
-def encode_command(command: Command) -> bytes:
-    """Return the body of the message that carries a command."""
-    return _encode(command)
+def encode_command(command: Carried | StateChanged, work: Work | None = None) -> bytes:
+    """Return the body of the message that carries a command, and what a handler far from the store has to know."""
+    body = _encode(command)
+    return body if work is None else body[:-1] + b',"work":' + _encode(work) + b"}"
 
 
-def decode_command(body: bytes) -> Command:
+def decode_command(body: bytes) -> Carried:
     """Read a message's body.
 
     Raises: CodecError.
@@ -60,6 +70,37 @@ def decode_command(body: bytes) -> Command:
     if command.version > WIRE_VERSION:
         _check_version(body)
     return command
+
+
+def decode_work(body: bytes) -> Work:
+    """Read what a message tells a handler that is far from the store.
+
+    Raises: CodecError.
+    """
+    return _decode(_carrier, body, "message with work for a participant").work
+
+
+def addressed(body: bytes) -> Execute | Compensate | StartChild | CompensateChild | None:
+    """Read which attempt a message is about, be the rest of it readable or not; None when not even that can be read.
+
+    What is returned has no more than that. A reply is about the command that it answers.
+    """
+    try:
+        address = _address.decode(_outline(body))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    about = (address.saga, address.step)
+    match address.of or address.operation:
+        case "execute":
+            return Execute(*about, "", address.attempt)
+        case "compensate":
+            return Compensate(*about, "", address.attempt)
+        case "start_child":
+            return StartChild(*about, address.attempt, "")
+        case "compensate_child":
+            return CompensateChild(*about, address.attempt, "")
+        case _:
+            return None
 
 
 def encode_event(event: Event) -> bytes:
@@ -131,7 +172,41 @@ class _Versioned(msgspec.Struct):
     step: str = ""
 
 
+class _Address(msgspec.Struct):
+    operation: str
+    saga: str
+    step: str
+    attempt: int
+    of: str = ""
+
+
+class _Carrier(msgspec.Struct):
+    work: Work
+
+
+_address = msgspec.json.Decoder(_Address)
+_ADDRESS = {b'"%b"' % field.encode() for field in _Address.__struct_fields__}
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
+_TOKEN = re.compile(rb"(%b)(?:\s*:\s*(%b|\d+(?=\s*[,}])))?|[{}\[\]]" % (_TEXT, _TEXT), re.DOTALL)
+_carrier = msgspec.json.Decoder(_Carrier)
 _versioned = msgspec.json.Decoder(_Versioned)
+
+
+def _outline(body: bytes) -> bytes:
+    """Return the texts and whole numbers of a JSON object that make an address, whatever is in the rest of it.
+
+    A reader of all of it would stop at NaN, at half a character, at what is nested too deep, and at an end too early.
+    """
+    depth = 0
+    found: dict[bytes, bytes] = {}
+    for token in _TOKEN.finditer(body):
+        if token[0] in b"{[":
+            depth += 1
+        elif token[0] in b"}]":
+            depth -= 1
+        elif depth == 1 and token[2] is not None and token[1] in _ADDRESS:
+            found[token[1]] = token[2]
+    return b"{%b}" % b",".join(b"%b:%b" % field for field in found.items())
 
 
 def _check_version(body: bytes) -> None:

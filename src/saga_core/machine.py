@@ -152,6 +152,8 @@ def wake_at(saga: Saga) -> float | None:
     """Return the next moment when time alone changes something, in seconds since 1970, UTC; None if there is none."""
     if saga.at_rest:
         return None
+    if not (saga.ready or saga.suspended) and saga.plan.options.timeout is None and min(saga.wakes) == inf:
+        return None
     moment = deadline(open_draft(saga, saga.updated_at))
     if saga.suspended:
         for position in positions(saga.running | saga.undoing):

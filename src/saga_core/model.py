@@ -216,7 +216,7 @@ class Saga(Struct, frozen=True, gc=False):
             compensation_timeout=plan.compensation_timeout,
             pivot=plan.pivot,
             child=None if plan.child is None else ChildSaga(plan.child.name, ()),
-            id=step_id(self.id, position),
+            id=step_id(self.id, plan.name),
             state=record.state,
             attempt=record.attempt,
             compensation_attempt=record.compensation_attempt,

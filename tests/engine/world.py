@@ -1,6 +1,6 @@
 """A world to run managers in: a broker and a store in memory, handlers that can be held, and what there is to see."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,6 +15,7 @@ from saga_amqp import (
     MemoryStore,
     MemoryTransport,
     Moment,
+    Participant,
     Point,
     TransportError,
 )
@@ -78,7 +79,7 @@ class Services:
                 self.calls.append(name)
                 if name in self.replaced:
                     return await self.replaced[name](saga, step)
-                return {"from": step.name} if prefix == "do" else None
+                return None if prefix.startswith("un") else {"from": step.name}
 
             return call
 
@@ -127,11 +128,11 @@ class World:
                 yield manager
                 manager.stop()
 
-    async def finish(self, saga_id: str, **changes: Any) -> Saga:
+    async def finish(self, saga_id: str, *, dead_letters: int = 0, **changes: Any) -> Saga:
         """Let another engine bring a saga to rest, and everything on the broker to its end."""
         async with self.running(**changes) as manager:
             saga = await manager.wait(saga_id)
-        self.assert_queues_are_empty()
+        self.assert_queues_are_empty(dead_letters=dead_letters)
         return saga
 
     async def all_sagas(self, *states: SagaState) -> Sequence[Saga]:
@@ -139,11 +140,12 @@ class World:
         return (await self.store.find(Query(states=frozenset(states or SagaState)))).sagas
 
     def depth(self, queue: str) -> int:
-        return self.broker.depth(queue)
+        return self.broker.held(queue)
 
-    def assert_queues_are_empty(self, *, dead_letters: int = 0) -> None:
-        depths = {name: self.broker.depth(name) for name in self.broker.queues}
-        assert depths == {"saga.steps": 0, "saga.compensate": 0, "saga.dead-letter": dead_letters}
+    def assert_queues_are_empty(self, *more: str, dead_letters: int = 0) -> None:
+        depths = {name: self.broker.held(name) for name in self.broker.queues}
+        queues = ("saga.steps", "saga.compensate", "saga.orchestrator", *more)
+        assert depths == {**dict.fromkeys(queues, 0), "saga.dead-letter": dead_letters}
 
 
 class Gate:
@@ -266,8 +268,8 @@ class RecordingTransport:
         self.next = renewed
         return renewed
 
-    async def declare(self, topology: Topology) -> None:
-        await self.inner.declare(topology)
+    async def declare(self, topology: Topology) -> Collection[str]:
+        return await self.inner.declare(topology)
 
     @asynccontextmanager
     async def consume(
@@ -359,7 +361,7 @@ class RecordingDelivery:
         self.inner.reject(requeue=requeue)
 
 
-async def run_alone(manager: Manager, during: Callable[[], Awaitable[object]]) -> None:
+async def run_alone(manager: Manager | Participant, during: Callable[[], Awaitable[object]]) -> None:
     """Run a manager and something beside it; what `run` raises comes out of here, as it is."""
     raised: list[BaseException] = []
 

@@ -221,18 +221,27 @@ def unmarshal(data: bytes) -> list[Any]:
     st.text(max_size=60),
     st.none()
     | st.dictionaries(st.text(max_size=30), st.text(max_size=30) | st.integers(-(2**63), 2**63 - 1)),
+    st.booleans(),
 )
-@example("", "", b"", "", "", {})
+@example("", "", b"", "", "", {}, True)
 def test_pamqp_reads_what_is_published(
-    exchange: str, key: str, body: bytes, message_id: str, kind: str, table: dict[str, str | int] | None
+    exchange: str,
+    key: str,
+    body: bytes,
+    message_id: str,
+    kind: str,
+    table: dict[str, str | int] | None,
+    mandatory: bool,
 ) -> None:
-    sent = frames.publish_prefix(5, exchange, key) + frames.content(5, body, message_id, kind, table)
+    sent = frames.publish_prefix(5, exchange, key, mandatory) + frames.content(
+        5, body, message_id, kind, table
+    )
     assert {pamqp.frame.unmarshal(frame)[1] for frame in split_frames(sent)} == {5}
     publish, header, *bodies = unmarshal(sent)
     assert (publish.exchange, publish.routing_key, publish.mandatory, publish.immediate) == (
         exchange,
         key,
-        True,
+        mandatory,
         False,
     )
     assert header.body_size == len(body)
@@ -274,7 +283,7 @@ def test_the_fixed_frames_are_those_of_pamqp() -> None:
 )
 def test_what_does_not_fit_is_refused_in_full(names: tuple[str, str], about: tuple[str, str, Any]) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        frames.publish_prefix(1, *names) + frames.content(1, b"", *about, FRAME_MAX)
+        frames.publish_prefix(1, *names, True) + frames.content(1, b"", *about, FRAME_MAX)
 
 
 @given(PROPERTIES)

@@ -246,6 +246,19 @@ def test_messages_with_the_same_id_come_back_in_their_order() -> None:
     assert [number for number, error in outcomes.items() if error is not None] == [1, 3]
 
 
+def test_only_what_is_mandatory_comes_back() -> None:
+    out, outcomes = Sent(), dict[int, TransportError | None]()
+    lane = PublishLane(1, out, 131_072)
+    for number in (1, 2, 3):
+        message = Message("", "key", b"{}", "same", "type", mandatory=number == 2)
+        lane.publish(message, partial(outcomes.__setitem__, number))
+    assert [frame.mandatory for frame in out.frames[::3]] == [False, True, False]
+    lane.take(returned("same"))
+    lane.take(Confirmed(1, 3, True, True))
+    assert outcomes[1] is outcomes[3] is None
+    assert isinstance(outcomes[2], UnroutableError)
+
+
 def test_what_cannot_be_sent_is_settled_and_takes_no_tag() -> None:
     out = Sent()
     lane, outcomes = publish(out, ["x" * 256, "good"])

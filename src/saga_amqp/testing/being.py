@@ -1,14 +1,22 @@
 """The part of the suite of transports that is about what is there: queues, exchanges, and the connection itself."""
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from saga_amqp.contracts import Topology, Transport
-from saga_amqp.errors import ConsumerCancelledError, TopologyError, TransportClosedError, TransportError
+from saga_amqp.errors import (
+    ConsumerCancelledError,
+    QueueNotFoundError,
+    TopologyError,
+    TransportClosedError,
+    TransportError,
+)
 from saga_amqp.testing.orders import raises
 from saga_amqp.testing.routing import Open
 from saga_amqp.testing.traffic import (
     Inbox,
     Outbox,
+    acknowledge,
     drain,
     expiring_queue,
     message_to,
@@ -55,6 +63,31 @@ async def what_is_declared_differently_is_an_error(open: Open) -> None:
         assert await drain(transport, queue) == [("0", False)]
 
 
+async def the_depth_of_a_queue_is_what_nobody_has_in_hand(open: Open) -> None:
+    """It counts what was confirmed and waits, and neither what a consumer holds nor what is done with."""
+    async with open() as transport, open() as other:
+        queue = await new_queue(transport)
+        assert await transport.depth(queue) == 0
+        await Outbox(transport).publish(*(message_to(queue, str(number)) for number in range(5)))
+        assert await transport.depth(queue) == await other.depth(queue) == 5
+        inbox = Inbox()
+        async with transport.consume(queue, 2, inbox):
+            acknowledge((await inbox.take(2))[:1])
+            await inbox.take()
+            assert await other.depth(queue) == 2
+        while await other.depth(queue) != 4:  # the broker takes back what was in hand in its own time
+            await checkpoint()
+
+
+async def the_depth_of_a_missing_queue_is_an_error(open: Open) -> None:
+    """It is an error that names the queue, and leaves the transport usable."""
+    async with open() as transport:
+        missing = unique_name("missing")
+        with raises(QueueNotFoundError, missing):
+            await transport.depth(missing)
+        assert await transport.depth(await new_queue(transport)) == 0
+
+
 async def a_closed_transport_says_so(open: Open) -> None:
     """Before it is entered and after it was closed every call raises TransportClosedError; closing again is fine."""
     transport = open()
@@ -90,6 +123,8 @@ BEING = (
     a_missing_queue_cannot_be_consumed_from,
     declaring_again_changes_nothing,
     what_is_declared_differently_is_an_error,
+    the_depth_of_a_queue_is_what_nobody_has_in_hand,
+    the_depth_of_a_missing_queue_is_an_error,
     a_closed_transport_says_so,
     the_end_of_a_connection_is_learnt,
 )
@@ -100,6 +135,8 @@ async def _assert_closed(transport: Transport, queue: str = "any") -> None:
         await transport.publish(message_to(queue, "late"), lambda error: None)
     with raises(TransportClosedError, ""):
         await transport.declare(Topology((), ()))
+    with raises(TransportClosedError, ""):
+        await transport.depth(queue)
     with raises(TransportClosedError, ""):
         async with transport.consume(queue, 1, Inbox()):
             raise AssertionError("it is closed")

@@ -75,10 +75,14 @@ def unique_name(kind: str) -> str:
 
 
 def expiring_queue(
-    name: str, bindings: tuple[tuple[str, str], ...] = (), dead_letter: str | None = None
+    name: str,
+    bindings: tuple[tuple[str, str], ...] = (),
+    dead_letter: str | None = None,
+    kind: Literal["quorum", "classic"] = "quorum",
+    delivery_limit: int | None = None,
 ) -> Queue:
     """Return a queue that the broker deletes when nobody has used it for a minute."""
-    return Queue(name, bindings, dead_letter, expires=EXPIRES)
+    return Queue(name, bindings, dead_letter, kind, EXPIRES, delivery_limit)
 
 
 def passing_exchange(name: str, kind: Literal["topic", "direct", "fanout"] = "topic") -> Exchange:

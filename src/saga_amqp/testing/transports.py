@@ -16,13 +16,14 @@ from functools import partial
 
 import anyio
 
-from saga_amqp.contracts import Delivery, Message, Topology
+from saga_amqp.contracts import Delivery, Message
 from saga_amqp.errors import (
     PublishError,
     TransportError,
     UnroutableError,
 )
 from saga_amqp.testing.being import BEING
+from saga_amqp.testing.giving_back import GIVING_BACK
 from saga_amqp.testing.routing import (
     Open,
     a_direct_exchange_compares,
@@ -34,10 +35,8 @@ from saga_amqp.testing.traffic import (
     Outbox,
     acknowledge,
     drain,
-    expiring_queue,
     message_to,
     new_queue,
-    unique_name,
 )
 
 Case = Callable[[Open], Awaitable[None]]
@@ -108,6 +107,31 @@ async def an_unroutable_message_is_an_error(open: Open) -> None:
             assert lost in str(error)
 
 
+async def a_message_that_is_not_mandatory_may_go_nowhere(open: Open) -> None:
+    """Where it is unroutable it is confirmed and gone; it is taken for no other message, and arrives where it can."""
+    async with open() as transport:
+        queue = await new_queue(transport)
+        nowhere = f"{queue}.nobody"
+        outcomes: list[tuple[int, TransportError | None]] = []
+        done = anyio.Event()
+
+        def settled(number: int, error: TransportError | None) -> None:
+            outcomes.append((number, error))
+            if len(outcomes) == 4:
+                done.set()
+
+        for number, (key, mandatory) in enumerate(
+            ((nowhere, False), (nowhere, True), (queue, False), (nowhere, False))
+        ):
+            message = Message("", key, b"{}", "same", "t", mandatory=mandatory)
+            await transport.publish(message, partial(settled, number))
+        await done.wait()
+        failed = {number: error for number, error in outcomes if error is not None}
+        assert list(failed) == [1], outcomes
+        assert isinstance(failed[1], UnroutableError)
+        assert await drain(transport, queue) == [("same", False)]
+
+
 async def a_message_id_may_be_under_way_twice(open: Open) -> None:
     """Each message has its own outcome, also when another one with the same id is under way."""
     async with open() as transport:
@@ -129,12 +153,13 @@ async def a_message_id_may_be_under_way_twice(open: Open) -> None:
 
 
 async def an_exchange_that_is_missing_is_an_error(open: Open) -> None:
-    """It settles with PublishError, and messages that are published after that arrive."""
+    """It settles with PublishError, mandatory or not, and messages that are published after that arrive."""
     async with open() as transport:
         queue = await new_queue(transport)
         outbox = Outbox(transport)
-        await outbox.publish(Message(f"{queue}.missing", "key", b"{}", "lost", "t"))
-        assert isinstance(outbox.outcomes["lost"], PublishError)
+        for id, mandatory in (("lost", True), ("lost too", False)):
+            await outbox.publish(Message(f"{queue}.missing", "key", b"{}", id, "t", mandatory=mandatory))
+            assert isinstance(outbox.outcomes[id], PublishError)
         await outbox.publish(message_to(queue, "after"))
         assert outbox.outcomes["after"] is None
 
@@ -171,43 +196,6 @@ async def a_slow_message_keeps_nobody_back(open: Open) -> None:
             acknowledge(held)
             assert slow.message_id == "0"
         assert await drain(transport, queue) == [("0", True)]
-
-
-async def a_requeued_message_comes_again(open: Open) -> None:
-    """Rejected for requeueing, it is delivered again, and says so."""
-    async with open() as transport:
-        queue = await new_queue(transport)
-        await Outbox(transport).publish(message_to(queue, "again"))
-        inbox = Inbox()
-        async with transport.consume(queue, 1, inbox):
-            (first,) = await inbox.take()
-            assert not first.redelivered
-            first.reject(requeue=True)
-            (second,) = await inbox.take()
-            assert (second.message_id, second.redelivered) == ("again", True)
-            second.acknowledge()
-        assert await drain(transport, queue) == []
-
-
-async def a_rejected_message_goes_to_the_dead_letters(open: Open) -> None:
-    """Rejected for good, it is in the queue's dead-letter queue as it was published, and nowhere else."""
-    async with open() as transport:
-        dead, queue = unique_name("dead"), unique_name("queue")
-        queues = (expiring_queue(dead), expiring_queue(queue, dead_letter=dead))
-        await transport.declare(Topology((), queues))
-        await Outbox(transport).publish(*(message_to(queue, str(number), b"body") for number in range(6)))
-        inbox, letters = Inbox(), Inbox()
-        async with transport.consume(queue, 10, inbox), transport.consume(dead, 10, letters):
-            for number, delivery in enumerate(await inbox.take(6)):
-                if number % 2:
-                    delivery.acknowledge()
-                else:
-                    delivery.reject(requeue=False)
-            found = await letters.take(3)
-            assert sorted(delivery.message_id for delivery in found) == ["0", "2", "4"]
-            assert {delivery.body for delivery in found} == {b"body"}
-            acknowledge(found)
-        assert await drain(transport, queue) == await drain(transport, dead) == []
 
 
 async def leaving_gives_back_what_is_in_hand(open: Open) -> None:
@@ -291,6 +279,7 @@ async def messages_outlive_their_publisher(open: Open) -> None:
 
 CASES: tuple[Case, ...] = (
     *BEING,
+    *GIVING_BACK,
     a_message_arrives_as_it_was_published,
     bodies_of_any_size_arrive,
     many_messages_are_confirmed_once_each,
@@ -298,12 +287,11 @@ CASES: tuple[Case, ...] = (
     a_direct_exchange_compares,
     a_fanout_exchange_reaches_everybody,
     an_unroutable_message_is_an_error,
+    a_message_that_is_not_mandatory_may_go_nowhere,
     a_message_id_may_be_under_way_twice,
     an_exchange_that_is_missing_is_an_error,
     prefetch_limits_what_is_in_hand,
     a_slow_message_keeps_nobody_back,
-    a_requeued_message_comes_again,
-    a_rejected_message_goes_to_the_dead_letters,
     leaving_gives_back_what_is_in_hand,
     being_cancelled_gives_back_what_is_in_hand,
     what_is_acknowledged_too_late_comes_again,

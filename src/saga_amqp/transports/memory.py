@@ -1,11 +1,12 @@
 """A broker in memory: for tests, trials and demonstrations. Nothing outlives the process.
 
 It keeps the promises of the contract and no more: queues in order, prefetch, redelivery of what a leaving consumer
-had not acknowledged, dead letters, unroutable messages as errors. It never fails on its own.
+had not acknowledged, delivery limits, dead letters, unroutable messages as errors. It never fails on its own.
 """
 
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -16,11 +17,15 @@ import msgspec
 from saga_amqp.contracts import Delivery, Exchange, Message, Queue, Topology
 from saga_amqp.errors import (
     ConsumerCancelledError,
+    PublishError,
+    QueueNotFoundError,
     TopologyError,
     TransportClosedError,
     TransportError,
     UnroutableError,
 )
+from saga_amqp.patterns import matches
+from saga_amqp.transports import letters
 
 
 class MemoryBroker:
@@ -37,15 +42,16 @@ class MemoryBroker:
                 raise TopologyError(f"Exchange {exchange.name!r} exists as {self.exchanges[exchange.name]}")
         for queue in topology.queues:
             existing = self.queues.setdefault(queue.name, MemoryQueue(self, queue))
-            if existing.declared != queue:
-                raise TopologyError(f"Queue {queue.name!r} exists as {existing.declared}, not as {queue}")
+            existing.declared = declared_again(existing.declared, queue)
 
-    def route(self, message: Message) -> bool:
-        """Put a message into every queue that is bound for it; False if there is none."""
+    def route(self, message: Message) -> None:
+        """Put a message into every queue that is bound for it. Raises: PublishError, UnroutableError."""
         if message.exchange == "":
             targets = [queue for queue in self.queues.values() if queue.declared.name == message.routing_key]
+        elif message.exchange not in self.exchanges:
+            raise PublishError(f"There is no exchange {message.exchange!r} to publish {message.id} to")
         else:
-            kind = self.exchanges[message.exchange].kind if message.exchange in self.exchanges else "direct"
+            kind = self.exchanges[message.exchange].kind
             targets = [
                 queue
                 for queue in self.queues.values()
@@ -54,24 +60,29 @@ class MemoryBroker:
                     for exchange, pattern in queue.declared.bindings
                 )
             ]
+        if message.mandatory and not targets:
+            raise UnroutableError(
+                f"Message {message.id} has nowhere to go: no queue is bound to exchange {message.exchange!r} "
+                f"for {message.routing_key!r}"
+            )
         if message.headers:  # the publisher keeps its own, and may change it
             message = msgspec.structs.replace(message, headers=dict(message.headers))
         for queue in targets:
             queue.put(MemoryMessage(message))
-        return bool(targets)
 
-    def depth(self, queue: str) -> int:
+    def held(self, queue: str) -> int:
         """Return how many messages a queue holds, those with consumers included."""
         return len(self.queues[queue].ready) + sum(len(one.in_hand) for one in self.queues[queue].consumers)
 
 
 class MemoryMessage:
-    """A message in a queue, and how often it was handed out."""
+    """A message in a queue, how often it was handed out, and its headers with those that the broker added."""
 
-    __slots__ = ("deliveries", "message")
+    __slots__ = ("deliveries", "headers", "message")
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, headers: Mapping[str, object] | None = None) -> None:
         self.message = message
+        self.headers = headers or message.headers or {}
         self.deliveries = 0
 
 
@@ -98,11 +109,26 @@ class MemoryQueue:
             consumer.in_hand[delivery] = None
             consumer.receive(delivery)
 
-    def dead_letter(self, message: MemoryMessage) -> None:
-        """Move a rejected message to where its queue says; without such a place it is gone, as on the broker."""
+    def take_back(self, messages: Sequence[MemoryMessage]) -> None:
+        """Put messages to the front again, in their order; those that come back too often are dead letters."""
+        for message in reversed(messages):
+            if not letters.is_given_up(self.declared, message.deliveries):
+                self.ready.appendleft(message)
+        for message in messages:
+            if letters.is_given_up(self.declared, message.deliveries):
+                self.dead_letter(message, "delivery_limit")
+        self.serve()
+
+    def dead_letter(self, message: MemoryMessage, reason: letters.Reason) -> None:
+        """Move a message to where its queue says; without such a place it is gone."""
         name = self.declared.dead_letter
         if name is not None and name in self.broker.queues:
-            self.broker.queues[name].put(MemoryMessage(message.message))
+            was = message.message
+            headers = letters.dead(
+                message.headers, self.declared, reason, was.exchange, was.routing_key, time.time()
+            )
+            moved = msgspec.structs.replace(was, exchange="", routing_key=name)
+            self.broker.queues[name].put(MemoryMessage(moved, headers))
 
     def _next_with_room(self) -> "MemoryConsumer | None":
         for _ in range(len(self.consumers)):
@@ -136,26 +162,30 @@ class MemoryConsumer:
         """Give back what is in hand, to the front of the queue and in its old order."""
         self.active = False
         self.queue.consumers.remove(self)
-        for delivery in reversed(self.in_hand):
-            self.queue.ready.appendleft(delivery.held)
+        in_hand = [delivery.held for delivery in self.in_hand]
         self.in_hand.clear()
-        self.queue.serve()
+        self.queue.take_back(in_hand)
 
 
 class MemoryDelivery:
     """A message in a consumer's hands; see `contracts.Delivery`."""
 
-    __slots__ = ("_consumer", "held", "redelivered")
+    __slots__ = ("_consumer", "_given_back", "held")
 
     def __init__(self, consumer: MemoryConsumer, held: MemoryMessage) -> None:
         self._consumer = consumer
+        self._given_back = held.deliveries - 1
         self.held = held
-        self.redelivered = held.deliveries > 1
 
     @property
     def body(self) -> bytes:
         """The message's body."""
         return self.held.message.body
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the message was handed out before."""
+        return self._given_back > 0
 
     @property
     def message_id(self) -> str:
@@ -164,8 +194,8 @@ class MemoryDelivery:
 
     @property
     def headers(self) -> Mapping[str, object]:
-        """The message's headers."""
-        return dict(self.held.message.headers or {})
+        """The message's headers, and those that the broker added."""
+        return letters.delivered(self.held.headers, self._consumer.queue.declared, self._given_back)
 
     def acknowledge(self) -> None:
         """Take the message off its queue."""
@@ -175,11 +205,12 @@ class MemoryDelivery:
     def reject(self, *, requeue: bool) -> None:
         """Give the message back."""
         if self._settle():
+            queue = self._consumer.queue
             if requeue:
-                self._consumer.queue.ready.appendleft(self.held)
+                queue.take_back([self.held])
             else:
-                self._consumer.queue.dead_letter(self.held)
-            self._consumer.queue.serve()
+                queue.dead_letter(self.held, "rejected")
+                queue.serve()
 
     def _settle(self) -> bool:
         if self not in self._consumer.in_hand:
@@ -223,10 +254,19 @@ class MemoryTransport:
         """Return another transport to the same broker."""
         return type(self)(self.broker)
 
-    async def declare(self, topology: Topology) -> None:
-        """Create what is missing. Raises: TopologyError, TransportClosedError."""
+    async def declare(self, topology: Topology) -> Collection[str]:
+        """Create what is missing, and return the queues that were. Raises: TopologyError, TransportClosedError."""
         self._check_open()
+        missing = [queue.name for queue in topology.queues if queue.name not in self.broker.queues]
         self.broker.declare(topology)
+        return missing
+
+    async def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready. Raises: QueueNotFoundError, TransportClosedError."""
+        self._check_open()
+        if queue not in self.broker.queues:
+            raise QueueNotFoundError(f"There is no queue {queue!r} on the broker; declare it first")
+        return len(self.broker.queues[queue].ready)
 
     @asynccontextmanager
     async def consume(
@@ -247,33 +287,25 @@ class MemoryTransport:
     async def publish(self, message: Message, settled: Callable[[TransportError | None], None]) -> None:
         """Put a message into its queues at once. Raises: TransportClosedError."""
         self._check_open()
-        if self.broker.route(message):
-            settled(None)
+        try:
+            self.broker.route(message)
+        except PublishError as error:
+            settled(error)
         else:
-            settled(
-                UnroutableError(
-                    f"Message {message.id} has nowhere to go: no queue is bound to exchange {message.exchange!r} "
-                    f"for {message.routing_key!r}"
-                )
-            )
+            settled(None)
 
     def _check_open(self) -> None:
         if not self._open:
             raise TransportClosedError("The transport is not open; use it inside `async with`")
 
 
-def matches(kind: str, pattern: str, key: str) -> bool:
-    """Whether a binding of an exchange of this kind takes a message with this routing key."""
-    if kind == "fanout":
-        return True
-    if kind == "direct":
-        return pattern == key
-    return _match_words(pattern.split("."), key.split("."))
+def declared_again(existing: Queue, queue: Queue) -> Queue:
+    """Return what a queue is when it is declared once more: bindings are added to those that it has.
 
-
-def _match_words(pattern: list[str], words: list[str]) -> bool:
-    if not pattern:
-        return not words
-    if pattern[0] == "#":
-        return any(_match_words(pattern[1:], words[count:]) for count in range(len(words) + 1))
-    return bool(words) and pattern[0] in ("*", words[0]) and _match_words(pattern[1:], words[1:])
+    Raises: TopologyError when it is different in anything else.
+    """
+    bindings = tuple(dict.fromkeys((*existing.bindings, *queue.bindings)))
+    declared = msgspec.structs.replace(queue, bindings=bindings)
+    if msgspec.structs.replace(existing, bindings=bindings) != declared:
+        raise TopologyError(f"Queue {queue.name!r} exists as {existing}, not as {queue}")
+    return declared

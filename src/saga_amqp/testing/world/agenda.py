@@ -5,6 +5,9 @@ from heapq import heappop, heappush
 
 import trio
 
+EPOCH = 1_700_000_000.0
+"""The moment at which a world begins, in seconds since 1970."""
+
 
 class Agenda:
     """Calls functions when their moment has come, those of one moment in the order in which they were entered."""

@@ -7,17 +7,20 @@ acknowledged is delivered again, and says so. Confirms may come late and many at
 
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import TYPE_CHECKING
 
 import trio
 from msgspec import Struct
+from msgspec.structs import replace
 
 from saga_amqp.contracts import Exchange, Message, Queue, Topology
-from saga_amqp.errors import PublishError, TopologyError, TransportError, UnroutableError
-from saga_amqp.testing.world.agenda import Agenda
-from saga_amqp.transports.memory import matches
+from saga_amqp.errors import PublishError, QueueNotFoundError, TopologyError, TransportError, UnroutableError
+from saga_amqp.patterns import matches
+from saga_amqp.testing.world.agenda import EPOCH, Agenda
+from saga_amqp.transports import letters
+from saga_amqp.transports.memory import declared_again
 
 if TYPE_CHECKING:
     from saga_amqp.testing.world.link import Link
@@ -30,19 +33,26 @@ FORGETS_AFTER = 0.05
 
 
 class Habits(Struct, frozen=True):
-    """How a broker is set up: `together` gathers confirms for so many seconds; `delivery_limit` dead-letters."""
+    """How a broker is set up.
+
+    `together` gathers confirms for so many seconds; `delivery_limit` is that of queues that name none.
+    """
 
     together: float = 0.0
     delivery_limit: int | None = None
 
 
 class Held:
-    """A message in a queue. `place` is its place in the queue, which it keeps when it is given back."""
+    """A message in a queue. `place` is its place in the queue, which it keeps when it is given back.
 
-    __slots__ = ("deliveries", "kept", "message", "place")
+    `headers` are the publisher's and those that the broker added.
+    """
 
-    def __init__(self, message: Message, place: int) -> None:
+    __slots__ = ("deliveries", "headers", "kept", "message", "place")
+
+    def __init__(self, message: Message, headers: Mapping[str, object], place: int) -> None:
         self.message = message
+        self.headers = headers
         self.place = place
         self.deliveries = 0
         self.kept = False
@@ -74,19 +84,18 @@ class HeldQueue:
         self.subscriptions: deque[Subscription] = deque()
         self.forgetting: list[tuple[float, Held]] = []
 
-    def put(self, message: Message) -> Held:
+    def put(self, message: Message, headers: Mapping[str, object]) -> Held:
         """Add a message at the end."""
         self.broker.places += 1
-        held = Held(message, self.broker.places)
+        held = Held(message, headers, self.broker.places)
         self.ready.append(held)
         self.serve()
         return held
 
     def give_back(self, held: Held) -> None:
-        """Take a message back to its old place."""
-        limit = self.broker.habits.delivery_limit
-        if limit is not None and held.deliveries > limit:
-            self.dead_letter(held)
+        """Take a message back to its old place; one that comes back too often is a dead letter."""
+        if letters.is_given_up(self.declared, held.deliveries, self.broker.habits.delivery_limit):
+            self.dead_letter(held, "delivery_limit")
         else:
             insort(self.ready, held)
 
@@ -97,13 +106,16 @@ class HeldQueue:
         self.forgetting = [each for each in self.forgetting if each[0] > now]
         self.forgetting.append((now + FORGETS_AFTER, held))
 
-    def dead_letter(self, held: Held) -> None:
+    def dead_letter(self, held: Held, reason: letters.Reason) -> None:
         """Move a message to where the queue says; without such a place it is gone, and counted."""
         self.broker.count["dead-lettered"] += 1
         name = self.declared.dead_letter
         if name is not None and name in self.broker.queues:
             self.broker.count["accepted"] += 1
-            self.broker.queues[name].put(held.message).kept = True
+            was, at = held.message, EPOCH + trio.current_time()
+            headers = letters.dead(held.headers, self.declared, reason, was.exchange, was.routing_key, at)
+            moved = replace(was, exchange="", routing_key=name)
+            self.broker.queues[name].put(moved, headers).kept = True
 
     def serve(self) -> None:
         """Hand out what consumers have room for."""
@@ -149,8 +161,7 @@ class Broker:
                 raise TopologyError(f"Exchange {exchange.name!r} exists as {self.exchanges[exchange.name]}")
         for queue in topology.queues:
             existing = self.queues.setdefault(queue.name, HeldQueue(self, queue))
-            if existing.declared != queue:
-                raise TopologyError(f"Queue {queue.name!r} exists as {existing.declared}, not as {queue}")
+            existing.declared = declared_again(existing.declared, queue)
 
     def accept(self, message: Message, confirm: Callable[[TransportError | None], None]) -> None:
         """Take a message that has arrived, and confirm it when it is kept."""
@@ -158,7 +169,7 @@ class Broker:
             confirm(PublishError(f"There is no exchange {message.exchange!r} to publish {message.id} to"))
             return
         targets = self._targets(message)
-        if not targets:
+        if message.mandatory and not targets:
             confirm(
                 UnroutableError(
                     f"Message {message.id} has nowhere to go: no queue is bound to exchange {message.exchange!r} "
@@ -168,7 +179,7 @@ class Broker:
             return
         self.count["accepted"] += len(targets)
         # Delivered at once, be it before it is on disk.
-        taken = [queue.put(message) for queue in targets]
+        taken = [queue.put(message, message.headers or {}) for queue in targets]
 
         def keep() -> None:
             if self.up:
@@ -206,6 +217,12 @@ class Broker:
             link.tell_blocked(blocked)
 
     def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready. Raises: QueueNotFoundError."""
+        if queue not in self.queues:
+            raise QueueNotFoundError(f"There is no queue {queue!r} on the broker; declare it first")
+        return len(self.queues[queue].ready)
+
+    def held(self, queue: str) -> int:
         """Return how many messages a queue holds, those with consumers included."""
         return len(self.queues[queue].held()) if queue in self.queues else 0
 

@@ -1,6 +1,6 @@
 """The simulated transport: one process's handle on the broker, which is cut when the process dies."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -12,6 +12,7 @@ from saga_amqp.contracts import Delivery, Message, Settled, Topology
 from saga_amqp.errors import (
     ConnectFailedError,
     ConnectionLostError,
+    QueueNotFoundError,
     TopologyError,
     TransportClosedError,
     TransportError,
@@ -91,10 +92,15 @@ class WorldTransport:
         """Return another transport to the same broker."""
         return type(self)(self._broker, self._network, self._pulse, self._acknowledging)
 
-    async def declare(self, topology: Topology) -> None:
-        """Create what is missing. Raises: TopologyError, ConnectionLostError, TransportClosedError."""
+    async def declare(self, topology: Topology) -> Collection[str]:
+        """Create what is missing, and return the queues that were.
+
+        Raises: TopologyError, ConnectionLostError, TransportClosedError.
+        """
+        missing: list[str] = []
 
         def ask() -> TransportError | None:
+            missing.extend(queue.name for queue in topology.queues if queue.name not in self._broker.queues)
             try:
                 self._broker.declare(topology)
             except TopologyError as error:
@@ -102,6 +108,21 @@ class WorldTransport:
             return None
 
         await self._ask(self._open(), ask)
+        return missing
+
+    async def depth(self, queue: str) -> int:
+        """Return how many messages of a queue are ready. Raises: QueueNotFoundError, ConnectionLostError."""
+        found: list[int] = []
+
+        def ask() -> TransportError | None:
+            try:
+                found.append(self._broker.depth(queue))
+            except QueueNotFoundError as error:
+                return error
+            return None
+
+        await self._ask(self._open(), ask)
+        return found[0]
 
     @asynccontextmanager
     async def consume(
@@ -180,10 +201,10 @@ class Consuming:
         self._why: TransportError | None = None
         self._ended = trio.Event()
 
-    def take(self, tag: int, held: Held, redelivered: bool) -> None:
+    def take(self, tag: int, held: Held, redelivered: bool, headers: Mapping[str, object]) -> None:
         """Take a message that has arrived."""
         if not self.left and self.pulse.alive:
-            self._receive(InHand(self, tag, held, redelivered))
+            self._receive(InHand(self, tag, held, redelivered, headers))
 
     def end(self, why: TransportError) -> None:
         """Let the subscription break."""
@@ -215,14 +236,17 @@ class Consuming:
 class InHand:
     """A message in a consumer's hands; see `contracts.Delivery`."""
 
-    __slots__ = ("_consuming", "_held", "_settled", "_tag", "redelivered")
+    __slots__ = ("_consuming", "_held", "_settled", "_tag", "headers", "redelivered")
 
-    def __init__(self, consuming: Consuming, tag: int, held: Held, redelivered: bool) -> None:
+    def __init__(
+        self, consuming: Consuming, tag: int, held: Held, redelivered: bool, headers: Mapping[str, object]
+    ) -> None:
         self._consuming = consuming
         self._tag = tag
         self._held = held
         self._settled = False
         self.redelivered = redelivered
+        self.headers = headers
 
     @property
     def body(self) -> bytes:
@@ -233,11 +257,6 @@ class InHand:
     def message_id(self) -> str:
         """The message's id."""
         return self._held.message.id
-
-    @property
-    def headers(self) -> Mapping[str, object]:
-        """The message's headers."""
-        return dict(self._held.message.headers or {})
 
     def acknowledge(self) -> None:
         """Take the message off its queue."""

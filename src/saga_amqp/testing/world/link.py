@@ -13,6 +13,7 @@ from saga_amqp.contracts import Message, Settled
 from saga_amqp.errors import ConnectionLostError, ConsumerCancelledError, TransportError
 from saga_amqp.testing.world.broker import Broker, Held, Subscription
 from saga_amqp.testing.world.faults import Fault
+from saga_amqp.transports import letters
 
 if TYPE_CHECKING:
     from saga_amqp.testing.world.client import Consuming
@@ -131,11 +132,12 @@ class Link:
 
     def deliver(self, subscription: Subscription, tag: int, held: Held) -> None:
         """Send a message to a consumer."""
-        number, redelivered = subscription.number, held.deliveries > 1
+        number, given_back = subscription.number, held.deliveries - 1
+        headers = letters.delivered(held.headers, subscription.queue.declared, given_back)
 
         def arrive() -> None:
             if (consuming := self.consuming.get(number)) is not None:
-                consuming.take(tag, held, redelivered)
+                consuming.take(tag, held, given_back > 0, headers)
 
         self._answer(arrive, 0.0)
 
@@ -149,7 +151,7 @@ class Link:
         elif requeue:
             subscription.queue.give_back(held)
         else:
-            subscription.queue.dead_letter(held)
+            subscription.queue.dead_letter(held, "rejected")
         subscription.queue.serve()
 
     def cancel_consumers(self) -> None:
@@ -222,4 +224,11 @@ class Link:
         arrival = max(self._last[way], trio.current_time() + delay + network.delay(self.who))
         if not delay:  # what waits at the broker keeps nothing back
             self._last[way] = arrival
-        network.agenda.at(arrival, lambda: do() if self._carries else None)
+        network.under_way += 1
+
+        def arrive() -> None:
+            network.under_way -= 1
+            if self._carries:
+                do()
+
+        network.agenda.at(arrival, arrive)

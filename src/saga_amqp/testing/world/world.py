@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import trio
 from ulid import ULID
 
-from saga_amqp.testing.world.agenda import Agenda
+from saga_amqp.testing.world.agenda import EPOCH, Agenda
 from saga_amqp.testing.world.broker import Broker, Habits
 from saga_amqp.testing.world.checker import Checker
 from saga_amqp.testing.world.faults import Fault, Faults
@@ -17,8 +17,6 @@ from saga_amqp.testing.world.outside import Outside
 from saga_amqp.testing.world.process import Life, Process
 from saga_amqp.testing.world.trace import Trace
 from saga_amqp.testing.world.vault import Vault
-
-EPOCH = 1_700_000_000.0
 
 
 class Load(Protocol):

@@ -24,6 +24,7 @@ HEADER: Final = 2
 BODY: Final = 3
 HEARTBEAT: Final = 8
 END: Final = b"\xce"
+TLS_ALERT: Final = b"\x15\x03"
 
 # Class in the upper half, method in the lower one: as the four bytes are on the wire.
 CONNECTION_CLOSE: Final = 10 << 16 | 50
@@ -211,7 +212,8 @@ class Decoder:
 
     def _refuse(self, kind: int, size: int, head: bytes) -> NoReturn:
         if kind not in _KINDS:
-            raise FrameError(f"This is not AMQP 0-9-1: a frame begins with {head!r}")
+            hint = "; it is TLS, for which the URL begins with amqps://" if head[:2] == TLS_ALERT else ""
+            raise FrameError(f"This is not AMQP 0-9-1: a frame begins with {head!r}{hint}")
         raise FrameError(
             f"A frame announces {size} bytes, but only frames of up to {self.frame_max} bytes were agreed on"
         )
@@ -290,9 +292,10 @@ def _body(lane: _Lane, part: bytes) -> bytes | None:
     return body
 
 
-def publish_prefix(channel: int, exchange: str, routing_key: str) -> bytes:
-    """Return the frame of basic.publish with `mandatory` set. Raises: ValueError, when a name is too long."""
-    method = b"\x00\x3c\x00\x28\x00\x00" + short_string(exchange) + short_string(routing_key) + b"\x01"
+def publish_prefix(channel: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    """Return the frame of basic.publish. Raises: ValueError, when a name is too long."""
+    names = short_string(exchange) + short_string(routing_key)
+    method = b"\x00\x3c\x00\x28\x00\x00" + names + (b"\x01" if mandatory else b"\x00")
     return _frame.pack(METHOD, channel, len(method)) + method + END
 
 

@@ -15,7 +15,7 @@ from saga_amqp.transports.amqp.frames import Confirmed, Delivered, Returned
 
 logger = logging.getLogger("saga_amqp.transports.amqp")
 
-# Pairs of exchange and routing key whose frame is kept ready, per channel.
+# Frames of basic.publish that are kept ready, per channel: one for each exchange and routing key, mandatory or not.
 PREFIXES = 1024
 
 Settled = Callable[[TransportError | None], None]
@@ -51,7 +51,8 @@ class PublishLane:
     def publish(self, message: Message, settled: Settled) -> None:
         """Send a message; one that cannot be sent is settled with PublishError at once."""
         try:
-            data = self._prefix(message.exchange, message.routing_key) + frames.content(
+            prefix = self._prefix(message.exchange, message.routing_key, message.mandatory)
+            data = prefix + frames.content(
                 self.channel, message.body, message.id, message.type, message.headers, self._frame_max
             )
         except ValueError as error:
@@ -85,8 +86,8 @@ class PublishLane:
         for _, settled in unconfirmed.values():
             _call(settled, error)
 
-    def _make_prefix(self, exchange: str, routing_key: str) -> bytes:
-        return frames.publish_prefix(self.channel, exchange, routing_key)
+    def _make_prefix(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+        return frames.publish_prefix(self.channel, exchange, routing_key, mandatory)
 
     def _confirm(self, event: Confirmed) -> None:
         tag = event.tag
@@ -117,7 +118,7 @@ class PublishLane:
         # with the same id the right one is found.
         for tag in range(max(self._oldest, self._returned + 1), self._last + 1):
             entry = self._unconfirmed.get(tag)
-            if entry is None:
+            if entry is None or not entry[0].mandatory:
                 continue
             message = entry[0]
             if (message.id, message.exchange, message.routing_key) == (
