@@ -71,15 +71,7 @@ def _run_demo(options: argparse.Namespace) -> int:
 
 async def _demo(url: str | None, as_json: bool) -> int:
     # Names of its own, so that two demonstrations on one broker don't eat each other's messages.
-    prefix = f"saga-demo.{ULID()}"
-    config = Config(
-        saga_exchange=prefix,
-        step_queue=f"{prefix}.steps",
-        compensate_queue=f"{prefix}.compensate",
-        dead_letter_queue=f"{prefix}.dead-letter",
-        registries=(shop,),
-        expires=FORGET_AFTER,
-    )
+    config = Config(prefix=f"saga-demo.{ULID()}.", registries=(shop,), expires=FORGET_AFTER)
     transport: Transport = MemoryTransport() if url is None else AmqpTransport(url)
     store = MemoryStore()
     expected = (("card-456", SagaState.COMPLETED), ("card-declined", SagaState.COMPENSATED))

@@ -9,11 +9,11 @@ caused. So the broker's redelivery is the recovery log, and nothing is written t
 """
 
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial
+from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -21,22 +21,40 @@ from anyio.abc import TaskGroup, TaskStatus
 from saga_amqp.backoff import pauses
 from saga_amqp.cancellation import without_cancellation
 from saga_amqp.config import Config
-from saga_amqp.contracts import Commit, Consumer, Delivery
-from saga_amqp.errors import (
-    ConnectionLostError,
-    SagaNotFoundError,
-    TransportClosedError,
-    TransportError,
-)
-from saga_amqp.execution import Execution
+from saga_amqp.contracts import Delivery, Message
+from saga_amqp.errors import TransportError, UnroutableError
+from saga_amqp.in_hand import InHand
+from saga_amqp.intake import Intake
 from saga_amqp.observer import Point
-from saga_amqp.outgoing import Outgoing
-from saga_amqp.patience import PatientStore
+from saga_amqp.poison import Poison, burial, check_count, read, unroutable
 from saga_amqp.reconnecting import Reconnecting
-from saga_amqp.sweep import Sweep
-from saga_core import CodecError, Command, UnknownStepError, decode_command
+from saga_core import Carried
 
 logger = logging.getLogger("saga_amqp.engine")
+
+
+class Duty(Protocol):
+    """What an engine does with its messages: that of an orchestrator, or that of a participant."""
+
+    @property
+    def queues(self) -> Sequence[str]:
+        """The queues that it takes messages from."""
+        ...
+
+    async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
+        """Do what a command asks for, and return what has to be published before it is acknowledged.
+
+        Raises: Poison; StoreError, TransportError, which end the engine.
+        """
+        ...
+
+    async def give_up(self, poison: Poison) -> Sequence[Message]:
+        """See to it that no saga waits for a message that cannot be handled, and return what has to be published."""
+        ...
+
+    async def attend(self, fail: Callable[[Exception], None]) -> None:
+        """Do what else there is to do while the engine runs. For ever; what goes wrong is handed to `fail`."""
+        ...
 
 
 class Engine:
@@ -49,34 +67,23 @@ class Engine:
     def __init__(
         self,
         broker: Reconnecting,
-        store: PatientStore,
         config: Config,
-        clock: Callable[[], float],
-        outgoing: Outgoing,
+        duty: Duty,
         chance: Callable[[], float],
+        buried: Counter[str],
     ) -> None:
-        self._broker = broker
+        self.broker = broker
+        self.config = config
+        self._duty = duty
         self._chance = chance
-        self._config = config
-        self._sweep = Sweep(
-            store,
-            config,
-            clock,
-            fire=self._pass_time,
-            publish=self._publish_again,
-            until_up=broker.restored,
-        )
-        self.hold = self._sweep.timers.hold
-        self._execution = Execution(store, config, clock, self.hold, outgoing)
-        self.observe = self._execution.observe
+        self._buried = buried
+        limits = config.limits()
+        self._intakes = [Intake(queue, *limits[queue], self._begin) for queue in duty.queues]
         self._context = copy_context()
         self._workers: TaskGroup | None = None
-        self._consumers: dict[str, Consumer] = {}
-        self._busy = 0
-        self._waiting: deque[InHand] = deque()
-        self._in_hand: dict[Command, InHand] = {}
+        self._in_hand: dict[Carried | InHand, InHand] = {}
         self._stopping = False
-        self._ready = anyio.Event()
+        self._ended = False
         self._ending = anyio.Event()
         self._idle = anyio.Event()
         self._error: BaseException | None = None
@@ -90,19 +97,20 @@ class Engine:
         """
         try:
             async with anyio.create_task_group() as consuming:
-                for queue in (self._config.step_queue, self._config.compensate_queue):
-                    consuming.start_soon(self._consume, queue)
-                await self._ready.wait()
+                for intake in self._intakes:
+                    consuming.start_soon(self._consume, intake)
+                await self._until_subscribed()
                 async with anyio.create_task_group() as self._workers:
                     try:
-                        self._workers.start_soon(self._sweep.run)
-                        self._start_workers()
+                        self._workers.start_soon(self._duty.attend, self.fail)
+                        for intake in self._intakes:
+                            intake.call()
                         task_status.started()
                         await self._ending.wait()
                         if self._error is None:
                             await self._finish()
                     finally:
-                        self._stopping = True
+                        self._stopping = self._ended = True
                     self._workers.cancel_scope.cancel()
                 # Only now, so that what was acknowledged is sent, and the broker takes back the rest.
                 consuming.cancel_scope.cancel()
@@ -116,100 +124,107 @@ class Engine:
     def stop(self) -> None:
         """Begin to stop: `run` returns when what is in hand is done, or the grace period is over."""
         self._stopping = True
-        self._ready.set()
         self._ending.set()
 
     def fail(self, error: BaseException) -> None:
         """End with an error. The first one counts, but KeyboardInterrupt and its like outrank any other."""
         if self._error is None or (isinstance(self._error, Exception) and not isinstance(error, Exception)):
             self._error = error
+        self._ended = True
         self.stop()
         self._idle.set()
         if self._workers is not None:
             self._workers.cancel_scope.cancel()
 
+    def publish_later(self, work: InHand) -> None:
+        """Give a message back, for what it has caused could not be published; when it comes again, that is.
+
+        Not at once: as long as a transport does not know yet that it is lost, it would come again at once as well.
+        """
+        self._start_or_give_back(work, self._give_back_later, work)
+
+    def returned(self, work: InHand, message: Message, error: UnroutableError) -> None:
+        """See to a message that was published and that no queue takes."""
+        self._start_or_give_back(work, self._see_to, work, message, error)
+
+    def let_go(self, work: InHand) -> bool:
+        """Note that a message leaves our hands, and say whether it was still in them."""
+        key = _key(work)
+        if self._in_hand.get(key) is not work:
+            return False
+        del self._in_hand[key]
+        if self._stopping and not self._in_hand:
+            self._idle.set()
+        return True
+
+    async def _until_subscribed(self) -> None:
+        async with anyio.create_task_group() as waiting:
+
+            async def stopped() -> None:
+                await self._ending.wait()
+                waiting.cancel_scope.cancel()
+
+            waiting.start_soon(stopped)
+            for intake in self._intakes:
+                await intake.subscribed.wait()
+            waiting.cancel_scope.cancel()
+
+    async def _consume(self, intake: Intake) -> None:
+        self.fail(await intake.keep(self.broker, self._receive, self._chance))
+
     async def _finish(self) -> None:
-        with anyio.move_on_after(self._config.grace_period):
-            for consumer in list(self._consumers.values()):
-                with suppress(TransportError):  # the broker takes back what its consumer has lost
-                    await consumer.cancel()
+        with anyio.move_on_after(self.config.grace_period):
+            for intake in self._intakes:
+                await intake.cancel()
             # Only now: given back earlier, they would be handed to this very consumer again.
-            while self._waiting:
-                self._waiting.pop().give_back()
+            for intake in self._intakes:
+                intake.give_back(all_of_it=False)
             if self._in_hand:
                 await self._idle.wait()
 
-    async def _consume(self, queue: str) -> None:
-        """Take messages from a queue, and begin anew whenever the subscription breaks."""
-        waiting = pauses(self._chance)
-        while True:
-            try:
-                transport = await self._broker.restored()
-                receive = partial(self._receive, queue)
-                async with transport.consume(queue, self._config.messages_ahead, receive) as consumer:
-                    self._consumers[queue] = consumer
-                    if len(self._consumers) == 2:
-                        self._ready.set()
-                    waiting = pauses(self._chance)
-                    error = await consumer.failed()
-            except TransportClosedError as failure:
-                self.fail(failure)
+    def _receive(self, intake: Intake, delivery: Delivery) -> None:
+        command, poison = None, None
+        try:
+            command = read(delivery, intake.queue, self.config)
+            if (work := self._in_hand.get(command)) is not None:
+                # Its connection was lost, or it was published twice. One of them is done, and both are acknowledged.
+                work.deliveries.append(delivery)
                 return
-            except TransportError as failure:
-                error = failure
-            self._consumers.pop(queue, None)
-            for work in [one for one in self._waiting if one.queue == queue]:
-                self._waiting.remove(work)
-                work.give_back()
-            logger.warning("Queue %r cannot be consumed from, and will be tried again: %s", queue, error)
-            await anyio.sleep(next(waiting))
-            with suppress(TransportError):
-                await self._broker.declare()  # the queue may have been deleted
+            check_count(delivery, command, self.config)
+        except Poison as error:
+            poison = error
+        work = InHand(self, intake, delivery, command, poison)
+        self._in_hand[_key(work)] = work
+        intake.add(work)
 
-    async def _pass_time(self, saga_id: str) -> None:
-        await self._or_fail(self._execution.pass_time(saga_id))
+    def _begin(self, intake: Intake) -> bool:
+        if self._workers is None or self._ended:
+            return False
+        self._start(self._work, intake)
+        return True
 
-    async def _publish_again(self, commit: Commit) -> None:
-        await self._or_fail(self._execution.publish_again(commit))
+    def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        # In the context of `run`: not of the task that publishes, nor of the handler that was here before.
+        assert self._workers is not None
+        self._context.copy().run(self._workers.start_soon, function, *arguments)
 
-    async def _or_fail(self, doing: Awaitable[None]) -> None:
+    async def _work(self, intake: Intake) -> None:
+        """Work on one message after the other, as long as no handler leaves anything behind in the context."""
+        intake.arrive()
+        context = copy_context()
+        work: InHand | None = None
         try:
-            await doing
-        except Exception as error:
-            self.fail(error)
-
-    def _receive(self, queue: str, delivery: Delivery) -> None:
-        try:
-            command = decode_command(delivery.body)
-        except CodecError as error:
-            logger.error("Message %s goes to the dead letters: %s", delivery.message_id, error)
-            delivery.reject(requeue=False)
-            return
-        if (work := self._in_hand.get(command)) is not None:
-            # Its connection was lost, or it was published twice. One of them is done, and both are acknowledged.
-            work.deliveries.append(delivery)
-            return
-        work = self._in_hand[command] = InHand(self, queue, command, delivery)
-        self._waiting.append(work)
-        self._start_workers()
-
-    def _start_workers(self) -> None:
-        if self._workers is not None and not self._stopping:
-            while self._waiting and self._busy < self._config.concurrency:
-                self._busy += 1
-                # In the context of `run`: not of the task that publishes, nor of the handler that was here before.
-                self._context.copy().run(self._workers.start_soon, self._work, self._waiting.popleft())
-
-    async def _work(self, work: "InHand") -> None:
-        try:
-            await self._process(work)
+            while not self._ended and copy_context() == context:
+                work = await intake.next()
+                await self._process(work)
+                work = None
         except BaseException as error:  # a worker ends here, and tells the engine why
-            self._explain(work, error)
+            if work is not None:
+                self._explain(work, error)
         finally:
-            self._busy -= 1
-            self._start_workers()
+            intake.leave()
 
-    def _explain(self, work: "InHand", error: BaseException) -> None:
+    def _explain(self, work: InHand, error: BaseException) -> None:
         """Decide what an exception that ended a worker means for the engine.
 
         Where the engine ends, its consumers give the message back as they leave. Given back before, it would be
@@ -218,7 +233,7 @@ class Engine:
         rest = without_cancellation(error)
         ending = anyio.current_effective_deadline() == float("-inf")
         if ending:
-            self._stopping = True
+            self._stopping = self._ended = True
         if rest is not None and not (ending and isinstance(rest, Exception)):
             self.fail(rest)
         elif not ending:
@@ -228,98 +243,59 @@ class Engine:
             )
             work.give_back()
 
-    async def _process(self, work: "InHand") -> None:
-        command = work.command
+    async def _process(self, work: InHand) -> None:
+        work.observe(Point.RECEIVED)
         try:
-            self.observe(Point.RECEIVED, command.saga, command)
-            commands = await self._execution.settle(command)
-        except (SagaNotFoundError, UnknownStepError) as error:
-            message_id = work.deliveries[0].message_id
-            logger.error("Message %s goes to the dead letters: %s", message_id, error)
-            work.dead_letter()
+            if work.poison is not None:
+                raise work.poison
+            assert work.command is not None
+            messages = await self._duty.settle(work.command, work.deliveries[0])
+        except Poison as poison:
+            messages = [*await self._duty.give_up(poison), self._bury(work, poison)]
+        await work.publish(messages)
+
+    def _bury(self, work: InHand, poison: Poison) -> Message:
+        delivery = work.deliveries[0]
+        about = poison.about or work.command
+        logger.error(
+            "Message %s from queue %r goes to the dead letters, %s: %s (saga %s, step %r, attempt %s)",
+            delivery.message_id,
+            poison.queue or work.intake.queue,
+            poison.reason,
+            poison,
+            "unknown" if about is None else about.saga,
+            None if about is None else about.step,
+            None if about is None else about.attempt,
+        )
+        self._buried[poison.reason] += 1
+        work.observe(Point.DEAD_LETTERED)
+        return burial(poison, delivery, work.intake.queue, self.config)
+
+    async def _see_to(self, work: InHand, message: Message, error: UnroutableError) -> None:
+        poison = unroutable(message, error, self.config)
+        if poison is None:
+            with suppress(TransportError):
+                await self.broker.declare()
+            await self._give_back_later(work)
             return
-        work.unconfirmed = len(commands)
-        if not commands:
-            work.acknowledge()
-            return
-        self.observe(Point.PUBLISHING, command.saga, command)
         try:
-            for one in commands:
-                await self._broker.publish(self._config.message(one), work.settled)
-        except ConnectionLostError as error:
-            work.settled(error)
+            logger.error("%s, whose saga is told: %s", work, poison)
+            await work.publish_instead(await self._duty.give_up(poison))
+        except BaseException as failure:
+            self._explain(work, failure)
 
-    def publish_later(self, work: "InHand") -> None:
-        """Give a message back, for what it has caused could not be published; when it comes again, that is.
-
-        Not at once: as long as a transport does not know yet that it is lost, it would come again at once as well.
-        """
-        if self._workers is None or self._stopping:
-            work.give_back()
-        else:
-            self._context.copy().run(self._workers.start_soon, self._give_back_later, work)
-
-    async def _give_back_later(self, work: "InHand") -> None:
+    async def _give_back_later(self, work: InHand) -> None:
         await anyio.sleep(next(pauses(self._chance)))
         work.give_back()
 
-    def let_go(self, work: "InHand") -> bool:
-        """Note that a message leaves our hands, and say whether it was still in them."""
-        if self._in_hand.get(work.command) is not work:
-            return False
-        del self._in_hand[work.command]
-        if self._stopping and not self._in_hand:
-            self._idle.set()
-        return True
+    def _start_or_give_back(
+        self, work: InHand, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object
+    ) -> None:
+        if self._workers is None or self._stopping:
+            work.give_back()
+        else:
+            self._start(function, *arguments)
 
 
-class InHand:
-    """One message from its arrival until it is acknowledged or given back; as often as it was delivered."""
-
-    __slots__ = ("_engine", "command", "deliveries", "queue", "unconfirmed")
-
-    def __init__(self, engine: Engine, queue: str, command: Command, delivery: Delivery) -> None:
-        self._engine = engine
-        self.queue = queue
-        self.command = command
-        self.deliveries = [delivery]
-        self.unconfirmed = 0
-
-    def __str__(self) -> str:
-        return str(self.command)
-
-    def settled(self, error: TransportError | None) -> None:
-        """Take the outcome of one publish; the last good one acknowledges the message."""
-        if isinstance(error, ConnectionLostError):
-            self._engine.publish_later(self)
-            return
-        if error is not None:
-            self._engine.fail(error)
-            return
-        try:
-            self._engine.observe(Point.PUBLISHED, self.command.saga, self.command)
-            self.unconfirmed -= 1
-            if self.unconfirmed == 0:
-                self.acknowledge()
-        except BaseException as failure:  # an observer's; it must not reach the transport's tasks
-            self._engine.fail(failure)
-
-    def acknowledge(self) -> None:
-        """Tell the broker that the message is done with."""
-        self._engine.observe(Point.ACKNOWLEDGING, self.command.saga, self.command)
-        if self._engine.let_go(self):
-            for delivery in self.deliveries:
-                delivery.acknowledge()
-            self._engine.observe(Point.ACKNOWLEDGED, self.command.saga, self.command)
-
-    def give_back(self) -> None:
-        """Have the message delivered again, here or elsewhere."""
-        if self._engine.let_go(self):
-            for delivery in self.deliveries:
-                delivery.reject(requeue=True)
-
-    def dead_letter(self) -> None:
-        """Have the message put where a person can look at it."""
-        if self._engine.let_go(self):
-            for delivery in self.deliveries:
-                delivery.reject(requeue=False)
+def _key(work: InHand) -> Carried | InHand:
+    return work if work.command is None else work.command

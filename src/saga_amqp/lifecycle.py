@@ -1,41 +1,48 @@
-"""The life of a manager: open, running, closed, and the tasks that live as long as it is open."""
+"""The life of a manager or a participant: open, running, closed, and the tasks that live as long as it is open."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
 
 from saga_amqp.config import Config
-from saga_amqp.contracts import Store, Transport
-from saga_amqp.engine import Engine
+from saga_amqp.engine import Duty, Engine
 from saga_amqp.errors import ManagerError
-from saga_amqp.outgoing import Outgoing
-from saga_amqp.patience import PatientStore
 from saga_amqp.reconnecting import Reconnecting
-from saga_core import Saga
 
 # Seconds for the last notes to the store.
 GOODBYE = 5.0
 
 
+async def _nothing() -> None:
+    """Do nothing."""
+
+
 class Lifecycle:
-    """Opens and closes what a manager needs, once, and runs its engine. The methods are those of `Manager`."""
+    """Opens and closes what a manager or a participant needs, once, and runs its engine; the methods are `Manager`'s.
+
+    `meanwhile` is done for as long as it is open, `finish` at the end.
+    """
 
     def __init__(
         self,
-        transport: Transport | None,
-        store: Store,
+        broker: Reconnecting | None,
         config: Config,
-        clock: Callable[[], float],
+        duty: Duty,
         chance: Callable[[], float],
+        meanwhile: Callable[[], Coroutine[Any, Any, None]] = _nothing,
+        finish: Callable[[], Coroutine[Any, Any, None]] = _nothing,
     ) -> None:
-        self._broker = None if transport is None else Reconnecting(transport, config.topology(), chance)
-        self._store = PatientStore(store, chance)
+        self.buried: Counter[str] = Counter()
+        self._broker = broker
         self._config = config
-        self._clock = clock
+        self._duty = duty
         self._chance = chance
-        self.outgoing = Outgoing(self._broker, self._store, config, clock)
+        self._meanwhile = meanwhile
+        self._finish = finish
         self._engine: Engine | None = None
         self._ended = anyio.Event()
         self._stack = AsyncExitStack()
@@ -58,7 +65,7 @@ class Lifecycle:
         try:
             if self._broker is not None:
                 await self._broker.open(tasks)
-            tasks.start_soon(self.outgoing.run)
+            tasks.start_soon(self._meanwhile)
         except BaseException:
             await self.leave()
             raise
@@ -80,9 +87,7 @@ class Lifecycle:
             raise ManagerError("This manager is running already; one manager runs one engine at a time")
         if self._broker is None:
             raise ManagerError("This manager has no transport, and cannot run handlers")
-        self._engine = engine = Engine(
-            self._broker, self._store, self._config, self._clock, self.outgoing, self._chance
-        )
+        self._engine = engine = Engine(self._broker, self._config, self._duty, self._chance, self.buried)
         self._ended = anyio.Event()
         try:
             await engine.run(task_status)
@@ -106,16 +111,11 @@ class Lifecycle:
                 if self._state != "closed":
                     self._state = "closed"
                     with anyio.move_on_after(GOODBYE, shield=True):
-                        await self.outgoing.finish()
+                        await self._finish()
             finally:
                 if self._broker is not None:
                     await self._broker.close()
                 self._end_tasks()
-
-    def hold(self, saga: Saga) -> None:
-        """Have the engine, if there is one, remember when time will next change something in a saga."""
-        if self._engine is not None:
-            self._engine.hold(saga)
 
     def check_open(self) -> None:
         """Raise ManagerError unless the manager is open."""

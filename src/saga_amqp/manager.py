@@ -15,18 +15,20 @@ from saga_amqp.config import Config
 from saga_amqp.connections import Dialect, adapt, adapt_async
 from saga_amqp.contracts import EVERYTHING, Page, Query, Store, Transport
 from saga_amqp.errors import RefusedError, StoreError, TransportError
-from saga_amqp.execution import decide
 from saga_amqp.lifecycle import Lifecycle
-from saga_amqp.observer import Moment, Point
+from saga_amqp.observer import Point
+from saga_amqp.orchestrator import Orchestrator
+from saga_amqp.patience import PatientStore
+from saga_amqp.reconnecting import Reconnecting
 from saga_amqp.stores.enlisting import InDatabase, enlist
 from saga_amqp.stores.looking import RUNNING, find_all
 from saga_amqp.work import Work, perform, perform_async
 from saga_core import (
     CancelRequested,
-    Command,
     CompensationRequested,
     Event,
     Options,
+    Outcome,
     ResumeRequested,
     RetryRequested,
     Saga,
@@ -35,12 +37,11 @@ from saga_core import (
     Step,
     StepResolved,
     SuspendRequested,
-    Transition,
+    created,
     encode_payload,
     failed,
     failure_of,
     new_saga,
-    outstanding,
     redeem,
     saga_of,
     succeeded,
@@ -78,8 +79,10 @@ class Manager:
         new_secret: Callable[[], str] = _new_secret,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._life = Lifecycle(transport, store, config, clock, chance)
-        self._outgoing = self._life.outgoing
+        broker = None if transport is None else Reconnecting(transport, config.topology(), chance)
+        self._orchestrator = Orchestrator(broker, PatientStore(store, chance), config, clock)
+        self._outgoing = outgoing = self._orchestrator.outgoing
+        self._life = Lifecycle(broker, config, self._orchestrator, chance, outgoing.run, outgoing.finish)
         self._store = store
         self._config = config
         self._clock = clock
@@ -146,12 +149,17 @@ class Manager:
         """
         self._life.check_open()
         saga = self._new(name, steps, context, options)
-        commands = outstanding(saga)
-        self._observe(Point.COMMITTING, saga.id)
-        stored = await self._store.create(saga, unpublished=self._outgoing.note() if commands else None)
+        outcome = created(saga)
+        self._config.observe(Point.COMMITTING, saga.id)
+        stored = await self._store.create(saga, unpublished=self._outgoing.note(outcome))
         if stored.id == saga.id:
-            self._observe(Point.COMMITTED, saga.id)
-            await self._publish(saga, commands)
+            self._config.observe(Point.COMMITTED, saga.id)
+            self._orchestrator.remember(outcome)
+            if self._config.publishes(outcome):
+                try:
+                    await self._outgoing.publish((saga.id, saga.revision), self._config.messages(outcome))
+                except TransportError as error:
+                    raise _unpublished(saga, error) from error
         return stored
 
     def start_in(
@@ -238,6 +246,10 @@ class Manager:
         """
         self._life.check_open()
         return await self._store.history(saga_id)
+
+    def dead_lettered(self) -> Mapping[str, int]:
+        """Return how many messages this manager's engine has put to the dead letters, by reason."""
+        return dict(self._life.buried)
 
     async def wait(self, saga_id: str) -> Saga:
         """Wait until a saga is completed, compensated or failed, and return it. Cancel it at any time.
@@ -355,32 +367,15 @@ class Manager:
             raise RefusedError(answer.ignored)
         return answer.saga
 
-    async def _apply(self, saga: Saga, event: Event) -> Transition:
-        answer = await decide(
-            self._store,
-            saga,
-            event,
-            note=self._outgoing.note,
-            committing=lambda: self._observe(Point.COMMITTING, saga.id),
-        )
-        if answer.ignored is None:
-            self._observe(Point.COMMITTED, saga.id)
-        await self._publish(answer.saga, answer.commands)
-        return answer
-
-    async def _publish(self, saga: Saga, commands: Sequence[Command]) -> None:
-        """Publish the commands of the latest commit and wait until the broker has confirmed them all."""
-        self._life.hold(saga)
-        if not commands:
-            return
+    async def _apply(self, saga: Saga, event: Event) -> Outcome:
         try:
-            await self._outgoing.publish((saga.id, saga.revision), commands)
+            return await self._outgoing.apply(self._store, saga, event)
         except TransportError as error:
-            raise type(error)(
-                f"Saga {saga.id} ({saga.name}) is stored as {saga.state}, but its next step was not published: "
-                f"{error}"
-            ) from error
+            raise _unpublished(saga, error) from error
 
-    def _observe(self, point: Point, saga_id: str) -> None:
-        if self._config.observer is not None:
-            self._config.observer(Moment(point, saga_id))
+
+def _unpublished(saga: Saga, error: TransportError) -> TransportError:
+    return type(error)(
+        f"What was asked of saga {saga.id} ({saga.name}) is stored, but what comes next was not published, and "
+        f"will be: {error}"
+    )

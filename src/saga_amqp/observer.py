@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
-from saga_core import Command
+from saga_core import Carried
 
 
 class Point(StrEnum):
@@ -14,6 +14,7 @@ class Point(StrEnum):
     RECEIVED = "received"
     HANDLER_BEGAN = "handler began"
     HANDLER_ENDED = "handler ended"
+    DEAD_LETTERED = "dead-lettered"
     COMMITTING = "committing"
     COMMITTED = "committed"
     PUBLISHING = "publishing"
@@ -27,7 +28,7 @@ class Moment(msgspec.Struct, frozen=True, gc=False):
 
     point: Point
     saga_id: str
-    command: Command | None = None
+    command: Carried | None = None
 
 
 Observer = Callable[[Moment], None]

@@ -7,26 +7,36 @@ finds the note (`sweep`) and publishes them again. So nothing is written twice, 
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import anyio
 
 from saga_amqp.config import Config
-from saga_amqp.contracts import AT_ONCE, Commit
-from saga_amqp.errors import ConnectionLostError, StoreError, TransportError
-from saga_amqp.observer import Moment, Point
+from saga_amqp.contracts import AT_ONCE, Commit, Message, Store
+from saga_amqp.deciding import decide
+from saga_amqp.errors import (
+    ConnectionLostError,
+    SagaNotFoundError,
+    StoreError,
+    TransportError,
+    UnroutableError,
+)
+from saga_amqp.observer import Point
 from saga_amqp.patience import PatientStore
+from saga_amqp.poison import Poison, unroutable
 from saga_amqp.reconnecting import Reconnecting
-from saga_core import Command
+from saga_core import Carried, Event, Outcome, Saga
 
 logger = logging.getLogger("saga_amqp.engine")
 
 
 class Unsent(NamedTuple):
-    """Commands that could not be sent, and until when nobody else will try to: seconds since 1970."""
+    """Messages that could not be sent, and until when nobody else will try to: seconds since 1970."""
 
     commit: Commit
-    commands: Sequence[Command]
+    messages: Sequence[Message]
     until: float
 
 
@@ -35,31 +45,60 @@ LINGER = 0.02
 
 
 class Outgoing:
-    """Publishes commands and takes the notes off their commits.
+    """Commits what no message has caused, publishes what comes of it, and takes the notes off the commits.
 
-    Without a broker it leaves them to the engines, and gives these a hint.
+    Without a broker it leaves the publishing to the engines, and gives these a hint. `committed` is told of
+    every commit.
     """
 
     def __init__(
-        self, broker: Reconnecting | None, store: PatientStore, config: Config, clock: Callable[[], float]
+        self,
+        broker: Reconnecting | None,
+        store: PatientStore,
+        config: Config,
+        clock: Callable[[], float],
+        committed: Callable[[Outcome], None],
     ) -> None:
         self._broker = broker
         self._store = store
         self._config = config
         self._clock = clock
+        self._committed = committed
         self._unsent: list[Unsent] = []
         self._published: list[Commit] = []
         self._changed = anyio.Event()
         self._sending_again = False
 
-    def note(self) -> float:
-        """Return the note for a commit that is to be published here: when others may think that it was not."""
+    def note(self, outcome: Outcome) -> float | None:
+        """Return the note for a commit that is to be published here: when others may think that it was not.
+
+        None when there is nothing to publish.
+        """
+        if not self._config.publishes(outcome):
+            return None
         return AT_ONCE if self._broker is None else self._clock() + self._config.republish_after
 
-    async def publish(self, commit: Commit, commands: Sequence[Command]) -> None:
-        """Publish the commands of a commit and wait until the broker has confirmed them all.
+    async def apply(
+        self, store: PatientStore | Store, saga: Saga, event: Event, command: Carried | None = None
+    ) -> Outcome:
+        """Commit an event that no message would bring up again, and publish what comes of it, as `publish` does.
 
-        While the broker is away it does not wait: `run` publishes them when it is back, or else a sweep does.
+        Raises: SagaNotFoundError, StoreError, TransportError.
+        """
+        committing = partial(self._config.observe, Point.COMMITTING, saga.id, command)
+        outcome = await decide(store, saga, event, note=self.note, committing=committing)
+        self._committed(outcome)
+        if outcome.ignored is None:
+            self._config.observe(Point.COMMITTED, saga.id, command)
+            if self._config.publishes(outcome):
+                await self.publish((saga.id, outcome.saga.revision), self._config.messages(outcome))
+        return outcome
+
+    async def publish(self, commit: Commit, messages: Sequence[Message]) -> None:
+        """Publish the messages of a commit and wait until the broker has confirmed them all.
+
+        While the broker is away it does not wait: `run` publishes them when it is back, or else a sweep does. Where
+        nobody takes a message, its saga is told.
 
         Raises: TransportError, the first of them, when every message is settled. Cancelled, some may have been sent.
         """
@@ -67,16 +106,20 @@ class Outgoing:
             self._store.hint()
             return
         began = self._clock()
-        self._observe(Point.PUBLISHING, commit[0])
+        self._config.observe(Point.PUBLISHING, commit[0])
         try:
-            if commands:
-                await self._send(self._broker, commands)
+            if messages:
+                try:
+                    await self._send(self._broker, messages)
+                except UnroutableError:  # a queue of our own was deleted
+                    await self._broker.declare()
+                    await self._send(self._broker, messages)
         except ConnectionLostError as error:
             # That the broker is gone was logged already, once.
             logger.info("Saga %s goes on when the broker is back: %s", commit[0], error)
-            self._unsent.append(Unsent(commit, commands, began + self._config.republish_after / 2))
+            self._unsent.append(Unsent(commit, messages, began + self._config.republish_after / 2))
         else:
-            self._observe(Point.PUBLISHED, commit[0])
+            self._config.observe(Point.PUBLISHED, commit[0])
             self._published.append(commit)
         self._changed.set()
 
@@ -116,35 +159,45 @@ class Outgoing:
             unsent, self._unsent = self._unsent, []
             for one in unsent:
                 if self._clock() < one.until:
-                    await self.publish(one.commit, one.commands)
+                    await self.publish(one.commit, one.messages)
         except TransportError as error:
             logger.warning("What is next in some sagas is left to the sweep: %s", error)
         finally:
             self._sending_again = False
             self._changed.set()  # there may be more by now
 
-    async def _send(self, broker: Reconnecting, commands: Sequence[Command]) -> None:
+    async def _send(self, broker: Reconnecting, messages: Sequence[Message]) -> None:
         done = anyio.Event()
         errors: list[TransportError] = []
-        left = len(commands)
+        returned: list[Poison] = []
+        left = len(messages)
 
-        def settled(error: TransportError | None) -> None:
+        def settled(message: Message, error: TransportError | None) -> None:
             nonlocal left
             left -= 1
-            if error is not None:
+            if isinstance(error, UnroutableError) and (poison := unroutable(message, error, self._config)):
+                returned.append(poison)
+            elif error is not None:
                 errors.append(error)
             if left == 0:
                 done.set()
 
-        for command in commands:
+        for message in messages:
             try:
-                await broker.publish(self._config.message(command), settled)
+                await broker.publish(message, partial(settled, message))
             except TransportError as error:
-                settled(error)
+                settled(message, error)
         await done.wait()
+        for poison in returned:
+            await self._tell(poison)
         if errors:
             raise errors[0]
 
-    def _observe(self, point: Point, saga_id: str) -> None:
-        if self._config.observer is not None:
-            self._config.observer(Moment(point, saga_id))
+    async def _tell(self, poison: Poison) -> None:
+        """Tell a saga that nobody takes what it asks for."""
+        command = poison.about
+        event = poison.event(self._clock())
+        if command is not None and event is not None:
+            logger.error("Saga %s, step %r: %s", command.saga, command.step, poison)
+            with suppress(SagaNotFoundError):
+                await self.apply(self._store, await self._store.load(command.saga), event, command)

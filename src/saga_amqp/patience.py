@@ -80,17 +80,21 @@ class PatientStore:
     async def _call(
         self, what: str, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        try:
+            return await method(*args, **kwargs)
+        except StoreUnavailableError as error:
+            why = error
         waiting = pauses(self._chance)
-        waits = works = False
+        works = False
+        self._waiting += 1
         try:
             while True:
+                self._complain(what, why)
+                await anyio.sleep(next(waiting))
                 try:
                     result = await method(*args, **kwargs)
                 except StoreUnavailableError as error:
-                    self._waiting += not waits
-                    waits = True
-                    self._complain(what, error)
-                    await anyio.sleep(next(waiting))
+                    why = error
                 else:
                     works = True
                     return result
@@ -98,10 +102,9 @@ class PatientStore:
             works = True
             raise
         finally:
-            if waits:
-                self._waiting -= 1
-                if not self._waiting:
-                    self._rejoice(works)
+            self._waiting -= 1
+            if not self._waiting:
+                self._rejoice(works)
 
     def _complain(self, what: str, error: StoreUnavailableError) -> None:
         """Log that something does not work, once, however many calls notice."""

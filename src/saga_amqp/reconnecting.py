@@ -19,7 +19,7 @@ logger = logging.getLogger("saga_amqp.connection")
 
 
 class Reconnecting:
-    """A line of transports to one broker, of which at most one is open at a time."""
+    """A line of transports to one broker, of which at most one is open at a time; `line` counts them."""
 
     def __init__(
         self, transport: Transport, topology: Topology, chance: Callable[[], float] = random.random
@@ -33,6 +33,7 @@ class Reconnecting:
         self._scope: anyio.CancelScope | None = None
         self._ended = anyio.Event()
         self._closing = False
+        self.line = 0
 
     async def open(self, tasks: TaskGroup) -> None:
         """Connect, declare what is missing on the broker, and stay connected until `close`, in a task of its own.
@@ -111,6 +112,7 @@ class Reconnecting:
     def _come_up(self, transport: Transport, task_status: TaskStatus[None]) -> None:
         assert self._scope is not None
         self._current = transport
+        self.line += 1
         self._restored.set()
         if transport is self._first:
             # Whoever is cancelled from now on may still have something to say on the way out, and closes it then.

@@ -2,14 +2,26 @@
 
 from saga_core.children import child_saga, order_to_undo
 from saga_core.codec import (
+    addressed,
     decode_command,
     decode_event,
     decode_saga,
+    decode_work,
     encode_command,
     encode_event,
     encode_saga,
 )
-from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
+from saga_core.commands import (
+    Carried,
+    Command,
+    Compensate,
+    CompensateChild,
+    Execute,
+    Reply,
+    Report,
+    StartChild,
+    StateChanged,
+)
 from saga_core.compose import parallel, prefix, sequence
 from saga_core.conditions import Condition, when
 from saga_core.describe import completed_steps, explain, failed_steps, next_steps, progress
@@ -55,12 +67,13 @@ from saga_core.handlers import (
     failure_event,
     failure_of,
 )
-from saga_core.history import caused_by, consequences, fold
+from saga_core.history import Outcome, caused_by, consequences, created, fold, news
 from saga_core.machine import TABLE, awaits, new_saga, outstanding, wake_at
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.options import Options
 from saga_core.payload import decode_payload, encode_payload
 from saga_core.plan import ChildSaga, Failure, Plan, Step, StepPlan
+from saga_core.remote import Work, asked_by, event_of, reply_of, saga_at_work, undeliverable, work_of
 from saga_core.retry import RetryPolicy
 from saga_core.shortcut import transition
 from saga_core.states import Operation, SagaState, StepState
@@ -70,6 +83,7 @@ __all__ = [
     "TABLE",
     "Callback",
     "CancelRequested",
+    "Carried",
     "ChildRested",
     "ChildSaga",
     "CodecError",
@@ -91,9 +105,11 @@ __all__ = [
     "HandlerError",
     "Operation",
     "Options",
+    "Outcome",
     "PayloadError",
     "Plan",
     "Progress",
+    "Reply",
     "Report",
     "ResumeRequested",
     "RetryPolicy",
@@ -104,6 +120,7 @@ __all__ = [
     "Skip",
     "SkipRequested",
     "StartChild",
+    "StateChanged",
     "Step",
     "StepDeferred",
     "StepError",
@@ -119,21 +136,27 @@ __all__ = [
     "TokenError",
     "Transition",
     "UnknownStepError",
+    "Work",
+    "addressed",
     "answer_event",
+    "asked_by",
     "awaits",
     "caused_by",
     "check_handler",
     "child_saga",
     "completed_steps",
     "consequences",
+    "created",
     "decode_command",
     "decode_event",
     "decode_payload",
     "decode_saga",
+    "decode_work",
     "encode_command",
     "encode_event",
     "encode_payload",
     "encode_saga",
+    "event_of",
     "explain",
     "failed",
     "failed_steps",
@@ -143,6 +166,7 @@ __all__ = [
     "machine_diagram",
     "machine_table",
     "new_saga",
+    "news",
     "next_steps",
     "order_to_undo",
     "outstanding",
@@ -151,11 +175,15 @@ __all__ = [
     "progress",
     "rebuild",
     "redeem",
+    "reply_of",
+    "saga_at_work",
     "saga_diagram",
     "saga_of",
     "sequence",
     "succeeded",
     "transition",
+    "undeliverable",
     "wake_at",
     "when",
+    "work_of",
 ]

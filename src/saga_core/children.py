@@ -26,10 +26,10 @@ def order_to_undo(
 
     Raises: UnknownStepError.
     """
-    if child is None:
-        # It never will be started: its parent asks for it no more. So there is nothing to undo.
-        attempt = parent.progress_of(command.step).attempt
-        return parent, ChildRested(command.step, attempt, command.child, SagaState.COMPENSATED, at)
+    if child is None or child.is_compensated:
+        # There is nothing to undo: its parent asks for it no more, or it has told so before anybody would listen.
+        attempt, asked = parent.progress_of(command.step).attempt, 0 if child is None else child.asked
+        return parent, ChildRested(command.step, attempt, command.child, SagaState.COMPENSATED, at, asked)
     if child.past_pivot:
         error = Failure("child_past_pivot", f"the child saga {child.id} is past its pivot")
         return parent, CompensationFailed(command.step, command.attempt, error, at)

@@ -9,12 +9,20 @@ from typing import TypeVar
 
 import msgspec
 
-from saga_core.commands import Command
+from saga_core.commands import (
+    Carried,
+    Compensate,
+    CompensateChild,
+    Execute,
+    StartChild,
+    StateChanged,
+)
 from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
 from saga_core.graph import CHUNK
 from saga_core.model import Progress, Saga, rebuild
-from saga_core.plan import Plan
+from saga_core.plan import CANONICAL_ULID, Plan
+from saga_core.remote import Work
 from saga_core.states import SagaState
 
 WIRE_VERSION = 1
@@ -22,7 +30,7 @@ WIRE_VERSION = 1
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
-_command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_command: msgspec.json.Decoder[Carried] = msgspec.json.Decoder(Carried)
 _event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
@@ -42,12 +50,13 @@ class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
 _saga = msgspec.json.Decoder(_Kept)
 
 
-def encode_command(command: Command) -> bytes:
-    """Return the body of the message that carries a command."""
-    return _encode(command)
+def encode_command(command: Carried | StateChanged, work: Work | None = None) -> bytes:
+    """Return the body of the message that carries a command, and what a handler far from the store has to know."""
+    body = _encode(command)
+    return body if work is None else body[:-1] + b',"work":' + _encode(work) + b"}"
 
 
-def decode_command(body: bytes) -> Command:
+def decode_command(body: bytes) -> Carried:
     """Read a message's body.
 
     Raises: CodecError.
@@ -60,6 +69,37 @@ def decode_command(body: bytes) -> Command:
     if command.version > WIRE_VERSION:
         _check_version(body)
     return command
+
+
+def decode_work(body: bytes) -> Work:
+    """Read what a message tells a handler that is far from the store.
+
+    Raises: CodecError.
+    """
+    return _decode(_carrier, body, "message with work for a participant").work
+
+
+def addressed(body: bytes) -> Execute | Compensate | StartChild | CompensateChild | None:
+    """Read which attempt a message is about, be the rest of it readable or not; None when not even that can be read.
+
+    What is returned has no more than that. A reply is about the command that it answers.
+    """
+    try:
+        address = _address.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    about = (address.saga, address.step)
+    match address.of or address.operation:
+        case "execute":
+            return Execute(*about, "", address.attempt)
+        case "compensate":
+            return Compensate(*about, "", address.attempt)
+        case "start_child":
+            return StartChild(*about, address.attempt, "")
+        case "compensate_child":
+            return CompensateChild(*about, address.attempt, "")
+        case _:
+            return None
 
 
 def encode_event(event: Event) -> bytes:
@@ -104,6 +144,8 @@ def decode_saga(data: bytes) -> Saga:
     Raises: CodecError.
     """
     kept = _decode(_saga, data, "saga")
+    if CANONICAL_ULID.fullmatch(kept.plan.id) is None:
+        raise CodecError(f"This is no saga of this library: its id, {kept.plan.id[:40]!r}, is not a ULID")
     if len(kept.progress) != len(kept.plan.steps):
         raise CodecError(
             f"Saga {kept.plan.id} is kept with {len(kept.plan.steps)} steps, and records of {len(kept.progress)}"
@@ -129,6 +171,20 @@ class _Versioned(msgspec.Struct):
     step: str = ""
 
 
+class _Address(msgspec.Struct):
+    operation: str
+    saga: str
+    step: str
+    attempt: int
+    of: str = ""
+
+
+class _Carrier(msgspec.Struct):
+    work: Work
+
+
+_address = msgspec.json.Decoder(_Address)
+_carrier = msgspec.json.Decoder(_Carrier)
 _versioned = msgspec.json.Decoder(_Versioned)
 
 

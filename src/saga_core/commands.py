@@ -1,8 +1,12 @@
 """What to do next. A command is data for outside, and is its own message: its JSON is what travels (`codec`)."""
 
-from msgspec import Struct
+from typing import Literal
 
-from saga_core.states import SagaState
+from msgspec import Raw, Struct
+
+from saga_core.payload import EMPTY
+from saga_core.plan import Failure
+from saga_core.states import Operation, SagaState
 
 
 class Execute(Struct, frozen=True, gc=False, tag_field="operation", tag="execute"):
@@ -63,3 +67,42 @@ class Report(Struct, frozen=True, gc=False, tag_field="operation", tag="report")
 
 
 Command = Execute | Compensate | StartChild | CompensateChild | Report
+
+
+class Reply(Struct, frozen=True, gc=False, tag_field="operation", tag="reply"):
+    """Tell an orchestrator how an attempt ended that a participant has run. `of` is what it had been asked for.
+
+    `output` goes with `succeeded`, `error` with `failed`, `reason` with `skipped`; a compensation has no output.
+    `unknown`, with `failed`: nobody can say whether it had its effect.
+    """
+
+    saga: str
+    step: str
+    attempt: int
+    of: Operation
+    outcome: Literal["succeeded", "failed", "skipped", "deferred"]
+    output: Raw = EMPTY
+    error: Failure | None = None
+    reason: str = ""
+    unknown: bool = False
+    version: int = 1
+
+    def __hash__(self) -> int:
+        """Leave out what cannot be hashed."""
+        return hash((self.saga, self.step, self.attempt, self.of, self.outcome))
+
+
+Carried = Command | Reply
+"""What the messages on the queues carry."""
+
+
+class StateChanged(Struct, frozen=True):
+    """Tell whoever listens that a saga has come to a state, with its `revision` and the moment, seconds since 1970."""
+
+    saga: str
+    name: str
+    state: SagaState
+    revision: int
+    at: float
+    tags: dict[str, str]
+    version: int = 1

@@ -1,8 +1,9 @@
 """What a saga's history tells: the state it leads to, and what one message of the past has caused."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from saga_core.commands import Command, Compensate, Execute, Report
+from saga_core.commands import Carried, Command, Compensate, Execute, Reply, Report, StateChanged
 from saga_core.events import (
     ChildRested,
     CompensationDeferred,
@@ -16,6 +17,7 @@ from saga_core.events import (
 )
 from saga_core.machine import outstanding
 from saga_core.model import Saga
+from saga_core.remote import asked_by
 from saga_core.shortcut import transition
 
 
@@ -27,50 +29,81 @@ def fold(origin: Saga, history: Iterable[Event]) -> Saga:
     return saga
 
 
-def consequences(origin: Saga, history: Iterable[Event], command: Command) -> tuple[Command, ...]:
-    """Return the commands that a command's committed result caused and that are still outstanding.
+class Outcome(NamedTuple):
+    """What a commit has caused: the saga as it stands by now, the commands that are still outstanding, and the news.
 
-    Whoever committed the result may have died before publishing them. Publishing them again is harmless: at worst
-    they are duplicates. Empty when the result was never committed.
+    The news is there where the commit brought the saga to another state, or made it. Where an event was ignored, there
+    was no commit, and `ignored` says why.
     """
-    caused: tuple[Command, ...] = ()
+
+    saga: Saga
+    commands: tuple[Command, ...] = ()
+    news: StateChanged | None = None
+    ignored: str | None = None
+
+
+def created(saga: Saga) -> Outcome:
+    """Return what the creation of a saga causes."""
+    return Outcome(saga, outstanding(saga), news(None, saga))
+
+
+def news(before: Saga | None, saga: Saga) -> StateChanged | None:
+    """Return what to tell whoever listens, if a commit brought a saga to another state, or made it."""
+    if before is not None and before.state is saga.state:
+        return None
+    tags = saga.plan.options.tags
+    return StateChanged(saga.id, saga.name, saga.state, saga.revision, saga.updated_at, tags)
+
+
+def consequences(origin: Saga, history: Iterable[Event], command: Carried) -> Outcome:
+    """Return what a command's committed result has caused.
+
+    Whoever committed the result may have died before publishing that. Publishing it again is harmless: at worst
+    it is a duplicate. Nothing when the result was never committed.
+    """
+    return _caused(origin, history, (), None, lambda saga, event: _answers(event, command))
+
+
+def caused_by(origin: Saga, history: Iterable[Event], revision: int) -> Outcome:
+    """Return what the commit of a revision has caused.
+
+    Revision 0 is the saga's creation. Nothing when there is no such revision.
+    """
+    _, commands, told, _ = created(origin) if revision == 0 else Outcome(origin)
+    return _caused(origin, history, commands, told, lambda saga, event: saga.revision == revision)
+
+
+def _caused(
+    origin: Saga,
+    history: Iterable[Event],
+    commands: tuple[Command, ...],
+    told: StateChanged | None,
+    is_it: Callable[[Saga, Event], bool],
+) -> Outcome:
     saga = origin
     for event in history:
-        answer = transition(saga, event)
+        before = saga
+        answer = transition(before, event)
         saga = answer.saga
-        if answer.ignored is None and _answers(event, command):
-            caused = answer.commands
-    return _still(saga, caused)
-
-
-def caused_by(origin: Saga, history: Iterable[Event], revision: int) -> tuple[Command, ...]:
-    """Return the commands that the commit of a revision caused and that are still outstanding.
-
-    Revision 0 is the saga's creation. Empty when there is no such revision.
-    """
-    caused = outstanding(origin) if revision == 0 else ()
-    saga = origin
-    for event in history:
-        answer = transition(saga, event)
-        saga = answer.saga
-        if answer.ignored is None and saga.revision == revision:
-            caused = answer.commands
-    return _still(saga, caused)
-
-
-def _still(saga: Saga, caused: tuple[Command, ...]) -> tuple[Command, ...]:
+        if answer.ignored is None and is_it(saga, event):
+            commands, told = answer.commands, news(before, saga)
     still = set(outstanding(saga))
-    return tuple(one for one in caused if one in still)
+    return Outcome(saga, tuple(one for one in commands if one in still), told)
 
 
 _ANSWERS: dict[type[Command], tuple[type[Event], ...]] = {
     Execute: (StepSucceeded, StepFailed, StepSkipped, StepDeferred),
     Compensate: (CompensationSucceeded, CompensationFailed, CompensationDeferred),
-    Report: (ChildRested,),
 }
 
 
-def _answers(event: Event, command: Command) -> bool:
+def _answers(event: Event, command: Carried) -> bool:
+    if isinstance(command, Reply):
+        command = asked_by(command)
+    if isinstance(event, ChildRested) and isinstance(command, Report):
+        # A child comes to rest more than once: it completes, and is undone later. Each rest has a report of its own.
+        told = (event.step, event.attempt, event.state, event.asked)
+        return told == (command.step, command.attempt, command.state, command.asked)
     if not isinstance(event, _ANSWERS.get(type(command), ())):
         return False
     return event.step == command.step and event.attempt == command.attempt  # type: ignore[union-attr]

@@ -14,6 +14,7 @@ from saga_core import (
     caused_by,
     consequences,
     fold,
+    outstanding,
 )
 
 from .notation import BORN, ID, event_of, events_of, saga_of, shown
@@ -48,21 +49,21 @@ FORK = "a b<a c<b d<b"
 def test_a_message_that_comes_again_brings_back_what_its_result_caused(
     events: str, command: Command, caused: str
 ) -> None:
-    assert shown(consequences(saga_of(FORK), events_of(events), command)) == caused
+    assert shown(consequences(saga_of(FORK), events_of(events), command).commands) == caused
 
 
 def test_a_report_that_comes_again_brings_back_what_it_caused() -> None:
     origin = saga_of("a* b<a c<a")
     report = Report(ID, "a", 1, ID, SagaState.COMPLETED)
-    assert shown(consequences(origin, events_of("child a completed"), report)) == "b#1, c#1"
-    assert shown(consequences(origin, events_of("child a completed, b ok"), report)) == "c#1"
-    assert consequences(origin, [], report) == ()
+    assert shown(consequences(origin, events_of("child a completed"), report).commands) == "b#1, c#1"
+    assert shown(consequences(origin, events_of("child a completed, b ok"), report).commands) == "c#1"
+    assert consequences(origin, [], report).commands == ()
 
 
 def test_what_comes_again_and_was_ignored_brings_back_nothing_less() -> None:
     """A history holds what was applied. Where it holds a duplicate too, that has caused nothing."""
     events = [*events_of("a ok, b ok"), event_of("b ok", BORN + 9)]
-    assert shown(consequences(saga_of(FORK), events, RUN)) == "c#1, d#1"
+    assert shown(consequences(saga_of(FORK), events, RUN).commands) == "c#1, d#1"
 
 
 @pytest.mark.parametrize(
@@ -85,12 +86,12 @@ def test_what_comes_again_and_was_ignored_brings_back_nothing_less() -> None:
 def test_a_commit_that_nobody_published_brings_back_what_it_caused(
     events: str, revision: int, caused: str
 ) -> None:
-    assert shown(caused_by(saga_of(FORK), events_of(events), revision)) == caused
+    assert shown(caused_by(saga_of(FORK), events_of(events), revision).commands) == caused
 
 
 def test_what_was_ignored_is_no_revision_of_its_own() -> None:
     events = [*events_of("a ok"), event_of("a ok", BORN + 9)]
-    assert shown(caused_by(saga_of(FORK), events, 1)) == "b#1"
+    assert shown(caused_by(saga_of(FORK), events, 1).commands) == "b#1"
 
 
 def test_folding_starts_at_any_moment() -> None:
@@ -108,4 +109,16 @@ def test_a_history_of_a_child_tells_its_undoing_from_its_end() -> None:
     saga = fold(origin, [*events, undone])
     assert saga.is_compensated
     first = Report(ID, "a", 1, ID, SagaState.COMPLETED)
-    assert consequences(origin, [*events, undone], first) == ()
+    assert consequences(origin, [*events, undone], first).commands == ()
+
+
+def test_each_report_of_a_child_brings_back_what_it_has_caused_itself() -> None:
+    """A child that completed and was undone since has told so twice, both times of the same attempt."""
+    origin = saga_of("a* b< c<")
+    undone = ChildRested("a", 1, ID, SagaState.COMPENSATED, BORN + 9, asked=1)
+    events = [*events_of("b ok, c fails, child a completed"), undone]
+    first = Report(ID, "a", 1, ID, SagaState.COMPLETED)
+    last = Report(ID, "a", 1, ID, SagaState.COMPENSATED, asked=1)
+    assert shown(outstanding(fold(origin, events))) == "undo b#1"
+    assert shown(consequences(origin, events, first).commands) == "undo b#1"
+    assert consequences(origin, events, last).commands == ()

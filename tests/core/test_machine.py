@@ -6,10 +6,13 @@ import pytest
 
 from saga_core import (
     Compensate,
+    CompensateChild,
     Event,
     Execute,
+    Report,
     Saga,
     SagaState,
+    StartChild,
     Step,
     Transition,
     UnknownStepError,
@@ -364,6 +367,25 @@ def test_nothing_is_awaited_of_an_unknown_step(command: Execute | Compensate) ->
         awaits(saga_of("a"), command)
 
 
+@pytest.mark.parametrize("command", [Execute(ID, "b", "do_b", 1), Compensate(ID, "b", "undo_b", 1)])
+def test_no_handler_is_awaited_of_a_step_with_a_child(command: Execute | Compensate) -> None:
+    with pytest.raises(UnknownStepError, match=rf"Saga {ID} \(trip\) has no step 'b' without a child saga"):
+        awaits(saga_of("a b*"), command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        StartChild(ID, "a", 1, ID),
+        CompensateChild(ID, "a", 1, ID),
+        Report(ID, "a", 1, ID, SagaState.COMPLETED),
+    ],
+)
+def test_no_child_is_awaited_of_a_step_without_one(command: StartChild | CompensateChild | Report) -> None:
+    with pytest.raises(UnknownStepError, match=rf"Saga {ID} \(trip\) has no step 'a' with a child saga"):
+        awaits(saga_of("a b*"), command)
+
+
 def test_an_unknown_step_of_a_long_saga_makes_a_short_message() -> None:
     with pytest.raises(UnknownStepError) as caught:
         saga_of(" ".join(f"s{n}" for n in range(1000))).step("x")
@@ -413,7 +435,7 @@ def test_a_message_that_came_again_leads_to_the_commands_that_it_caused(
     kind, step = (Compensate, "undo_") if command.startswith("undo ") else (Execute, "do_")
     name, attempt = command.removeprefix("undo ").split("#")
     asked = kind(ID, name, step + name, int(attempt))
-    assert shown(consequences(saga_of("a b c"), events_of(events), asked)) == caused
+    assert shown(consequences(saga_of("a b c"), events_of(events), asked).commands) == caused
 
 
 def test_folding_no_history_gives_the_saga_as_created() -> None:

@@ -349,7 +349,7 @@ def test_a_message_that_comes_again_brings_back_what_its_result_caused(
                 and command.step == event.step
                 and isinstance(command, Execute | Compensate)
             ):
-                assert consequences(walk.origin, walk.history, command) == answer.commands
+                assert consequences(walk.origin, walk.history, command).commands == answer.commands
 
 
 @property_test

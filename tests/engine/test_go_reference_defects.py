@@ -23,6 +23,7 @@ async def test_messages_go_through_the_configured_exchange_to_the_configured_que
         "saga_exchange": "shop",
         "step_queue": "shop.forward",
         "compensate_queue": "shop.back",
+        "orchestrator_queue": "shop.saga",
         "dead_letter_queue": "shop.dead",
     }
     async with world.manager(**names) as manager:
@@ -37,6 +38,7 @@ async def test_messages_go_through_the_configured_exchange_to_the_configured_que
     assert world.calls == ["do.a", "do.b", "undo.a"]
     assert {queue: world.depth(queue) for queue in world.broker.queues} == {
         "shop.forward": 0,
+        "shop.saga": 0,
         "shop.back": 0,
         "shop.dead": 0,
     }
@@ -142,7 +144,7 @@ async def test_a_missing_compensation_handler_never_counts_as_compensated(world:
     world.replace("do.b", fails)
     async with world.manager() as manager:
         saga = await manager.start("s", steps("a", "b"))
-    saga = await world.finish(saga.id, compensation_handlers={})
+    saga = await world.finish(saga.id, compensation_handlers={}, dead_letters=1)
     assert saga.is_failed
     error = saga.step("a").error
     assert error is not None

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from saga_amqp import (
     ChildSaga,
     Defer,
+    Moment,
     Options,
     Point,
     RefusedError,
@@ -23,9 +24,9 @@ from saga_amqp import (
     StepState,
     when,
 )
-from saga_core import TokenError, fold
+from saga_core import CompensateChild, TokenError, fold
 
-from .world import Gate, World, nothing, steps
+from .world import DEADLINE, Gate, RecordingStore, World, nothing, steps
 
 SOON = RetryPolicy(max_attempts=3, initial_delay=0.01, jitter=0)
 ONCE = RetryPolicy(max_attempts=1)
@@ -285,10 +286,47 @@ async def test_a_child_that_was_never_started_needs_no_undoing(world: World) -> 
     async with world.manager() as starter:
         _, ship, _ = family()
         saga = await starter.start("order", [replace(ship, timeout=0.05)])
-    world.broker.queues["saga.steps"].ready.clear()
+    world.broker.queues["saga.orchestrator"].ready.clear()
     saga = await world.finish(saga.id)
     assert saga.is_compensated
     assert world.calls == []
+
+
+async def test_a_child_that_was_undone_before_it_was_ordered_to_be_is_not_waited_for(world: World) -> None:
+    """Its report comes while its parent waits for another step, and is let go just after the order was given."""
+    ordered, told = anyio.Event(), anyio.Event()
+
+    class Slow(RecordingStore):
+        async def history(self, saga_id: str) -> Any:
+            found = await self.inner.history(saga_id)
+            told.set()
+            await ordered.wait()
+            return found
+
+    def observe(moment: Moment) -> None:
+        world.watch(moment)
+        if moment.point is Point.ACKNOWLEDGED and isinstance(moment.command, CompensateChild):
+            ordered.set()
+
+    beside, inside = Gate(), Gate()
+    world.replace("do.a", beside)
+    world.replace("do.b", inside)
+    a, ship, _ = family()
+    parent = [replace(a, depends_on=()), replace(ship, depends_on=(), timeout=0.1)]
+    async with world.running(store=Slow(world.store, []), observer=observe) as manager:
+        saga = await manager.start("order", parent)
+        await beside.until_running(1)
+        await inside.until_running(1)
+        await world.watch.until(Point.COMMITTED, 2)  # the start, and that the child's time is over
+        (child,) = [one for one in await world.all_sagas() if one.id != saga.id]
+        await manager.cancel(child.id)
+        inside.released.set()
+        with anyio.fail_after(DEADLINE):
+            await told.wait()
+        beside.released.set()
+        saga = await manager.wait(saga.id)
+    assert saga.is_compensated
+    world.assert_queues_are_empty()
 
 
 async def test_what_people_ask_for_is_done_or_refused(world: World) -> None:

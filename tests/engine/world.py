@@ -127,11 +127,11 @@ class World:
                 yield manager
                 manager.stop()
 
-    async def finish(self, saga_id: str, **changes: Any) -> Saga:
+    async def finish(self, saga_id: str, *, dead_letters: int = 0, **changes: Any) -> Saga:
         """Let another engine bring a saga to rest, and everything on the broker to its end."""
         async with self.running(**changes) as manager:
             saga = await manager.wait(saga_id)
-        self.assert_queues_are_empty()
+        self.assert_queues_are_empty(dead_letters=dead_letters)
         return saga
 
     async def all_sagas(self, *states: SagaState) -> Sequence[Saga]:
@@ -143,7 +143,8 @@ class World:
 
     def assert_queues_are_empty(self, *, dead_letters: int = 0) -> None:
         depths = {name: self.broker.held(name) for name in self.broker.queues}
-        assert depths == {"saga.steps": 0, "saga.compensate": 0, "saga.dead-letter": dead_letters}
+        queues = ("saga.steps", "saga.compensate", "saga.orchestrator")
+        assert depths == {**dict.fromkeys(queues, 0), "saga.dead-letter": dead_letters}
 
 
 class Gate:

@@ -68,7 +68,9 @@ async def play(
     seen = {(life.scene, life.point): await what_is_left(life) for life in mortals}
     assert seen == {(life.scene, life.point): expected(SCENES[life.scene], life.point) for life in mortals}
     queues = [
-        f"{life.prefix}.{queue}" for life in mortals for queue in ("steps", "compensate", "dead-letter")
+        f"{life.prefix}.saga.{queue}"
+        for life in mortals
+        for queue in ("steps", "compensate", "orchestrator", "dead-letter")
     ]
     assert sum(messages_ready(url, queues)) == 0
 

@@ -103,7 +103,7 @@ async def test_a_step_whose_worker_is_killed_is_done_by_another_process(
     async with Worker.start(*arguments, "hang") as first:
         said = await first.until("handling")
         assert {"delivered": "a.execute.1", "redelivered": False} in said
-        assert rabbit.ready() == [0, 0, 0]
+        assert rabbit.ready() == [0, 0, 0, 0]
         await first.kill()
     await rabbit.until_ready(steps=1)
     async with Worker.start(*arguments, "work") as second:
@@ -217,7 +217,7 @@ async def test_a_connection_lost_in_full_swing_costs_no_saga_and_no_second_resul
     await rabbit.until_ready()
 
 
-@pytest.mark.parametrize("point", Point)
+@pytest.mark.parametrize("point", [point for point in Point if point is not Point.DEAD_LETTERED])
 async def test_a_crash_at_any_point_is_made_good_by_the_next_engine(
     rabbit: RabbitWorld, point: Point
 ) -> None:
@@ -345,7 +345,7 @@ async def test_a_message_that_cannot_be_used_is_a_dead_letter_and_blocks_nobody(
     async with rabbit.running(concurrency=1, prefetch=1) as manager:
         async with AmqpTransport(rabbit.url) as transport:
             done = anyio.Event()
-            message = Message(rabbit.prefix, "execute.do.a", b"\xff", "from-elsewhere", "t")
+            message = Message(f"{rabbit.prefix}.sagas", "execute.do.a", b"\xff", "from-elsewhere", "t")
             await transport.publish(message, lambda error: done.set())
             await done.wait()
         saga = await manager.start("s", steps("a"))

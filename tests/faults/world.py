@@ -37,17 +37,12 @@ class RabbitWorld(World):
         super().__init__()
         self.url = url
         self.prefix = prefix
-        self.queues = [f"{prefix}.{name}" for name in ("steps", "compensate", "dead-letter")]
+        self.queues = [
+            f"{prefix}.saga.{name}" for name in ("steps", "compensate", "orchestrator", "dead-letter")
+        ]
 
     def config(self, **changes: Any) -> Config:
-        names = {
-            "saga_exchange": self.prefix,
-            "step_queue": self.queues[0],
-            "compensate_queue": self.queues[1],
-            "dead_letter_queue": self.queues[2],
-            "expires": 60.0,
-        }
-        return super().config(**{**names, **changes})
+        return super().config(**{"prefix": f"{self.prefix}.", "expires": 60.0, **changes})
 
     def manager(self, *, transport: Any = None, store: Store | None = None, **changes: Any) -> Manager:
         return Manager(transport or AmqpTransport(self.url), store or self.store, self.config(**changes))
@@ -70,12 +65,12 @@ class RabbitWorld(World):
             await anyio.sleep(POLL_INTERVAL)
 
     def ready(self) -> list[int]:
-        """Ask the broker how many messages are ready in the queues: steps, compensations, dead letters."""
+        """Ask the broker how many messages are ready in the queues, in their order."""
         return messages_ready(self.url, self.queues)
 
     async def until_ready(self, steps: int = 0, compensations: int = 0, dead_letters: int = 0) -> None:
         """Wait until so many messages are ready, as they are once whoever had them has gone."""
-        expected = [steps, compensations, dead_letters]
+        expected = [steps, compensations, 0, dead_letters]
         with anyio.move_on_after(self.deadline):
             while self.ready() != expected:
                 await anyio.sleep(POLL_INTERVAL)

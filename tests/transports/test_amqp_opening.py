@@ -113,10 +113,14 @@ async def test_somebody_who_never_answers() -> None:
         (f"amqp://guest:{QUOTED}@broker/?heartbeat=65535", "heartbeat"),
         (f"amqp://guest:{QUOTED}@broker/?heartbeat=-1", "heartbeat"),
         (f"amqp://guest:{QUOTED}@broker/?heartbeat", "cannot be read"),
-        (f"amqp://guest:{QUOTED}@broker/?heartbeat={'9' * 5000}", "heartbeat"),
-        (f"amqp://guest:{QUOTED}@[::1/", "cannot be read"),
         (f"amqp://guest:{QUOTED}@broker:99999/", "cannot be read"),
         ("amqp://guest:5ecret\udcff@broker/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@broker/?heartbeat={'9' * 5_000}", "heartbeat"),
+        (f"amqp://guest:{QUOTED}@broker/?name=\ud800", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@br\ud800ker/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@bro\\ker/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@[::1]5673/", "cannot be read"),
+        (f'amqp://[::1]:"@//guest:{QUOTED}@broker/', "cannot be read"),
     ],
 )
 def test_a_url_that_cannot_be_used(url: str, message: str) -> None:
@@ -131,7 +135,8 @@ def test_a_url_that_cannot_be_used(url: str, message: str) -> None:
         (f"amqp://guest:{QUOTED}@broker", "amqp://broker:5672/"),
         (f"amqps://guest:{QUOTED}@broker/", "amqps://broker:5671/"),
         (f"amqps://guest:{QUOTED}@broker:1234/a%2Fb?heartbeat=5", "amqps://broker:1234/a/b"),
-        (f"amqp://guest:{QUOTED}@brök.example/", "amqp://xn--brk-tna.example:5672/"),
+        (f"amqp://guest:{QUOTED}@BRÖKER/ö", "amqp://xn--brker-kua:5672/ö"),
+        (f"amqp://guest:{QUOTED}@[::1]:1234", "amqp://::1:1234/"),
     ],
 )
 def test_how_a_transport_is_shown(url: str, shown: str) -> None:

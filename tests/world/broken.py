@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -11,8 +12,17 @@ import saga_core
 import saga_core.machine
 import saga_core.moves
 import saga_core.shortcut
-from saga_amqp import engine, execution, manager, outgoing, patience, reconnecting, sweep
-from saga_amqp.contracts import Commit
+from saga_amqp import (
+    handling,
+    in_hand,
+    manager,
+    orchestrator,
+    outgoing,
+    patience,
+    reconnecting,
+    sweep,
+)
+from saga_amqp.contracts import Commit, Message
 from saga_amqp.errors import (
     ConflictError,
     ConnectionLostError,
@@ -21,12 +31,12 @@ from saga_amqp.errors import (
     TransportError,
 )
 from saga_core import (
-    Command,
     Compensate,
     CompensationSucceeded,
     Event,
     Failure,
     Options,
+    Outcome,
     Saga,
     StepState,
     outstanding,
@@ -38,55 +48,46 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def publishes_before_it_commits(patch: pytest.MonkeyPatch) -> None:
     """Commands leave before the commit that causes them."""
-    decide = execution.decide
+    decide = orchestrator.decide
 
-    async def settle(self: Any, command: Command) -> Sequence[Command]:
+    async def settle(self: Any, command: Any, delivery: Any) -> Any:
         async def early(store: Any, saga: Saga, event: Event, **more: Any) -> Any:
-            commands = saga_core.transition(saga, event).commands
-            if commands:
-                await self._outgoing._send(self._outgoing._broker, commands)
+            answer = saga_core.transition(saga, event)
+            if answer.commands:
+                messages = self._config.messages(Outcome(answer.saga, answer.commands))
+                await self.outgoing._send(self.outgoing._broker, messages)
             return await decide(store, saga, event, **more)
 
-        execution.decide = early
+        orchestrator.decide = early
         try:
-            return await original(self, command)
+            return await original(self, command, delivery)
         finally:
-            execution.decide = decide
+            orchestrator.decide = decide
 
-    original = execution.Execution.settle
-    patch.setattr(execution.Execution, "settle", settle)
+    original = orchestrator.Orchestrator.settle
+    patch.setattr(orchestrator.Orchestrator, "settle", settle)
 
 
 def acknowledges_before_the_confirm(patch: pytest.MonkeyPatch) -> None:
     """A message is acknowledged as soon as what it caused was sent."""
-    process = engine.Engine._process
 
-    async def hasty(self: Any, work: Any) -> None:
-        settle = self._execution.settle
+    async def hasty(self: Any, messages: Sequence[Message]) -> None:
+        if messages:
+            self.acknowledge()
+        await original(self, messages)
 
-        async def settled(command: Command) -> Sequence[Command]:
-            commands = await settle(command)
-            if commands:
-                work.acknowledge()
-            return commands
-
-        self._execution.settle = settled
-        try:
-            await process(self, work)
-        finally:
-            self._execution.settle = settle
-
-    patch.setattr(engine.Engine, "_process", hasty)
+    original = in_hand.InHand.publish
+    patch.setattr(in_hand.InHand, "publish", hasty)
 
 
 def checks_for_no_duplicates(patch: pytest.MonkeyPatch) -> None:
     """A handler runs for every message, awaited or not."""
-    patch.setattr(execution, "awaits", lambda saga, command: True)
+    patch.setattr(orchestrator, "awaits", lambda saga, command: True)
 
 
 def forgets_what_a_committed_message_caused(patch: pytest.MonkeyPatch) -> None:
     """A message that comes again after its commit is acknowledged, and nothing is published."""
-    patch.setattr(execution, "consequences", lambda origin, events, command: ())
+    patch.setattr(orchestrator, "consequences", lambda origin, events, command: Outcome(origin))
 
 
 def compensates_while_steps_run(patch: pytest.MonkeyPatch) -> None:
@@ -137,14 +138,16 @@ def sweeps_up_slow_steps(patch: pytest.MonkeyPatch) -> None:
     run = sweep.Sweep.run
 
     async def sweeping(self: Any) -> None:
-        execute = self._publish.__self__._execution
+        held = (cell.cell_contents for cell in self._fire.__closure__)
+        (it,) = (one for one in held if isinstance(one, orchestrator.Orchestrator))
 
         async def due() -> Sequence[str]:
             now = self._clock()
             with suppress(StoreError, TransportError):
-                for saga in (await execute._store._store.find()).sagas:
+                for saga in (await it._store._store.find()).sagas:
                     if not saga.at_rest and saga.updated_at < now - 1 and outstanding(saga):
-                        await execute._outgoing._send(execute._outgoing._broker, outstanding(saga))
+                        messages = it._config.messages(Outcome(saga, outstanding(saga)))
+                        await it.outgoing._send(it.outgoing._broker, messages)
             return await original(self)
 
         original = sweep.Sweep._due
@@ -175,8 +178,8 @@ def takes_a_failed_compensation_for_done(patch: pytest.MonkeyPatch) -> None:
             return CompensationSucceeded(command.step, command.attempt, at)
         return original(command, error, at)
 
-    original = execution.failure_event
-    patch.setattr(execution, "failure_event", event)
+    original = handling.failure_event
+    patch.setattr(handling, "failure_event", event)
 
 
 def takes_a_conflict_for_success(patch: pytest.MonkeyPatch) -> None:
@@ -207,9 +210,9 @@ def takes_a_refused_commit_for_success(patch: pytest.MonkeyPatch) -> None:
 def notes_as_published_before_it_publishes(patch: pytest.MonkeyPatch) -> None:
     """Notes are taken off at once."""
 
-    async def publish(self: Any, commit: Commit, commands: Sequence[Command]) -> None:
+    async def publish(self: Any, commit: Commit, messages: Sequence[Message]) -> None:
         await self._store.mark_published([commit])
-        await original(self, commit, commands)
+        await original(self, commit, messages)
 
     original = outgoing.Outgoing.publish
     patch.setattr(outgoing.Outgoing, "publish", publish)
@@ -227,23 +230,23 @@ def believes_that_a_timeout_had_no_effect(patch: pytest.MonkeyPatch) -> None:
 
 def stops_without_giving_back(patch: pytest.MonkeyPatch) -> None:
     """What waits when an engine stops is acknowledged instead of given back."""
-    patch.setattr(engine.InHand, "give_back", engine.InHand.acknowledge)
+    patch.setattr(in_hand.InHand, "give_back", in_hand.InHand.acknowledge)
 
 
 def starts_children_without_publishing(patch: pytest.MonkeyPatch) -> None:
     """A child that is there already is taken for one that runs already."""
 
-    async def start(self: Any, parent: Saga, command: Any) -> Sequence[Command]:
+    async def start(self: Any, parent: Saga, command: Any) -> Outcome:
         there = True
         try:
             await self._store.load(command.child)
         except saga_core.SagaError:
             there = False
-        commands: Sequence[Command] = await original(self, parent, command)
-        return () if there else commands
+        outcome: Outcome = await original(self, parent, command)
+        return outcome._replace(commands=()) if there else outcome
 
-    original = execution.Execution._start_child
-    patch.setattr(execution.Execution, "_start_child", start)
+    original = orchestrator.Orchestrator._start_child
+    patch.setattr(orchestrator.Orchestrator, "_start_child", start)
 
 
 def ignores_keys(patch: pytest.MonkeyPatch) -> None:
@@ -291,17 +294,24 @@ def goes_back_past_the_pivot(patch: pytest.MonkeyPatch) -> None:
 def calls_a_cancelled_handler_failed(patch: pytest.MonkeyPatch) -> None:
     """A handler that is cancelled because its engine stops has failed for good."""
 
-    async def run(self: Any, saga: Saga, command: Any) -> Event:
+    whose: ContextVar[Any] = ContextVar("whose")
+
+    async def settle(self: Any, command: Any, delivery: Any) -> Any:
+        whose.set(self)
+        return await settles(self, command, delivery)
+
+    async def run(config: Any, clock: Any, saga: Saga, command: Any) -> Event:
         try:
-            return await original(self, saga, command)
-        except execution.anyio.get_cancelled_exc_class():
-            event = execution.failure_event(command, Failure("cancelled", "the engine ends"), self._clock())
-            with execution.anyio.CancelScope(shield=True):
-                await self._commit(saga, event, command)
+            return await original(config, clock, saga, command)
+        except handling.anyio.get_cancelled_exc_class():
+            event = handling.failure_event(command, Failure("cancelled", "the engine ends"), clock())
+            with handling.anyio.CancelScope(shield=True):
+                await whose.get()._commit(saga, event, command)
             raise
 
-    original = execution.Execution._run_handler
-    patch.setattr(execution.Execution, "_run_handler", run)
+    original, settles = orchestrator.run_handler, orchestrator.Orchestrator.settle
+    patch.setattr(orchestrator, "run_handler", run)
+    patch.setattr(orchestrator.Orchestrator, "settle", settle)
 
 
 FOUND_BY: dict[str, int] = {

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from msgspec import Raw
 
 from saga_amqp.contracts import AT_ONCE, Store
+from saga_amqp.deciding import decide
 from saga_amqp.errors import RefusedError
-from saga_amqp.execution import decide
 from saga_amqp.stores.looking import RUNNING, find_all
 from saga_core import (
     CompensationFailed,
@@ -103,7 +103,7 @@ class ReferenceStore:
         )
 
     async def _apply(self, saga: Saga, event: Event, *, is_known: Callable[[Saga], bool]) -> Saga:
-        answer = await decide(self._store, saga, event, note=lambda: AT_ONCE)
+        answer = await decide(self._store, saga, event, note=lambda outcome: AT_ONCE)
         if answer.ignored is not None:
             if is_known(answer.saga):  # somebody else has told the same meanwhile
                 return answer.saga
@@ -133,7 +133,7 @@ class ReferenceStore:
 def _name_of(saga: Saga, step: str) -> str:
     """Return the name of a step that is given by its name or its id. An unknown one is returned as it is."""
     if step not in saga.plan.graph.positions:
-        for position, plan in enumerate(saga.plan.steps):
-            if step_id(saga.id, position) == step:
+        for plan in saga.plan.steps:
+            if step_id(saga.id, plan.name) == step:
                 return plan.name
     return step

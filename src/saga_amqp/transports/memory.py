@@ -24,6 +24,7 @@ from saga_amqp.errors import (
     TransportError,
     UnroutableError,
 )
+from saga_amqp.patterns import matches
 from saga_amqp.transports import letters
 
 
@@ -41,8 +42,7 @@ class MemoryBroker:
                 raise TopologyError(f"Exchange {exchange.name!r} exists as {self.exchanges[exchange.name]}")
         for queue in topology.queues:
             existing = self.queues.setdefault(queue.name, MemoryQueue(self, queue))
-            if existing.declared != queue:
-                raise TopologyError(f"Queue {queue.name!r} exists as {existing.declared}, not as {queue}")
+            existing.declared = declared_again(existing.declared, queue)
 
     def route(self, message: Message) -> None:
         """Put a message into every queue that is bound for it. Raises: PublishError, UnroutableError."""
@@ -297,18 +297,13 @@ class MemoryTransport:
             raise TransportClosedError("The transport is not open; use it inside `async with`")
 
 
-def matches(kind: str, pattern: str, key: str) -> bool:
-    """Whether a binding of an exchange of this kind takes a message with this routing key."""
-    if kind == "fanout":
-        return True
-    if kind == "direct":
-        return pattern == key
-    return _match_words(pattern.split("."), key.split("."))
+def declared_again(existing: Queue, queue: Queue) -> Queue:
+    """Return what a queue is when it is declared once more: bindings are added to those that it has.
 
-
-def _match_words(pattern: list[str], words: list[str]) -> bool:
-    if not pattern:
-        return not words
-    if pattern[0] == "#":
-        return any(_match_words(pattern[1:], words[count:]) for count in range(len(words) + 1))
-    return bool(words) and pattern[0] in ("*", words[0]) and _match_words(pattern[1:], words[1:])
+    Raises: TopologyError when it is different in anything else.
+    """
+    bindings = tuple(dict.fromkeys((*existing.bindings, *queue.bindings)))
+    declared = msgspec.structs.replace(queue, bindings=bindings)
+    if msgspec.structs.replace(existing, bindings=bindings) != declared:
+        raise TopologyError(f"Queue {queue.name!r} exists as {existing}, not as {queue}")
+    return declared

@@ -259,9 +259,6 @@ class _World:
             child = self.sagas.get(command.child)
             about, event = order_to_undo(self.sagas[command.saga], child, command, self.now)
             self._apply(about.id, event)
-            # A child that is at rest already has told so, and perhaps before its parent would listen.
-            if child is not None and child.at_rest and self.sagas[command.child] is child:
-                self.commands.extend(outstanding(child))
         else:
             rested = ChildRested(
                 command.step, command.attempt, command.child, command.state, self.now, command.asked

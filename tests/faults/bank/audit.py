@@ -90,7 +90,7 @@ async def remove_queues(setting: Setting) -> None:
     async with _channel(setting) as channel:
         for queue in _queues(setting):
             await channel.queue_delete(queue)
-        await channel.exchange_delete(config(setting).saga_exchange)
+        await channel.exchange_delete(config(setting).topology().exchanges[0].name)
 
 
 def _queues(setting: Setting) -> list[str]:

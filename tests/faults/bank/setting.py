@@ -46,10 +46,7 @@ def run(main: Callable[[Setting], Awaitable[None]]) -> None:
 def config(setting: Setting, *registries: Registry) -> Config:
     """Return the configuration of every engine, which is quick to notice what others have left behind."""
     return Config(
-        saga_exchange=setting.unique,
-        step_queue=f"{setting.unique}.steps",
-        compensate_queue=f"{setting.unique}.compensate",
-        dead_letter_queue=f"{setting.unique}.dead-letter",
+        prefix=f"{setting.unique}.",
         registries=registries,
         concurrency=16,
         grace_period=3.0,

@@ -17,9 +17,10 @@ from msgspec.structs import replace
 
 from saga_amqp.contracts import Exchange, Message, Queue, Topology
 from saga_amqp.errors import PublishError, QueueNotFoundError, TopologyError, TransportError, UnroutableError
+from saga_amqp.patterns import matches
 from saga_amqp.testing.world.agenda import EPOCH, Agenda
 from saga_amqp.transports import letters
-from saga_amqp.transports.memory import matches
+from saga_amqp.transports.memory import declared_again
 
 if TYPE_CHECKING:
     from saga_amqp.testing.world.link import Link
@@ -160,8 +161,7 @@ class Broker:
                 raise TopologyError(f"Exchange {exchange.name!r} exists as {self.exchanges[exchange.name]}")
         for queue in topology.queues:
             existing = self.queues.setdefault(queue.name, HeldQueue(self, queue))
-            if existing.declared != queue:
-                raise TopologyError(f"Queue {queue.name!r} exists as {existing.declared}, not as {queue}")
+            existing.declared = declared_again(existing.declared, queue)
 
     def accept(self, message: Message, confirm: Callable[[TransportError | None], None]) -> None:
         """Take a message that has arrived, and confirm it when it is kept."""

@@ -1,7 +1,7 @@
 """What must hold in a world: at every commit, every acknowledgement, every call of a handler, and at rest."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import trio
 
@@ -14,12 +14,15 @@ from saga_core import (
     ChildRested,
     Command,
     CompensateChild,
+    CompensationRequested,
     Event,
+    Reply,
     Report,
     Saga,
     SkipRequested,
     StartChild,
     StepResolved,
+    StepState,
     awaits,
     caused_by,
     consequences,
@@ -88,6 +91,11 @@ class Checker:
         self._trace.note("store", f"{what}{', suspended' if after.suspended else ''}", after.id)
         if isinstance(event, StepResolved | SkipRequested):
             self.resolved.add((after.id, event.step))
+        if (
+            isinstance(event, ChildRested)
+            and event.asked < before.progress_of(event.step).compensation_attempt
+        ):
+            self.touched(after.id)  # its report and the order to undo it were on their way at once
         shape = self._shapes[after.id]
         answer = transition(before, event)
         if answer.saga != after:
@@ -99,9 +107,9 @@ class Checker:
             self._say(after, check_state(after, shape, event.at))
 
     def touched(self, saga_id: str) -> None:
-        """Note that somebody outside has a say in a saga.
+        """Note that two may answer at once: the outside and a handler, a child and the order to undo it.
 
-        Where they and a handler answer at once, both publish what comes of it, and messages are there twice.
+        Both publish what comes of it then, and messages are there twice.
         """
         self._touched.add(self._root(saga_id))
 
@@ -127,30 +135,29 @@ class Checker:
         """Check that what a message asked for is done, and what came of it is on its way (I6)."""
         command = decode_command(held.message.body)
         saga = self._vault.sagas.get(command.saga)
-        if saga is None:
+        if saga is None or isinstance(command, Reply):
             return
-        words = self._trace.command(command)
-        if isinstance(command, StartChild | CompensateChild):
-            child = self._vault.sagas.get(command.child)
-            if awaits(saga, command):
-                if child is None and isinstance(command, StartChild):
-                    self._fail(f"I6: {words} is acknowledged, and there is no child")
-                elif child is not None and isinstance(command, StartChild):
-                    origin = at_once(self._vault.inner.history(child.id))[0]
-                    self._all_on_their_way(child.id, outstanding(origin), f"{words} is acknowledged")
-            return
+        words = f"{self._trace.command(command)} is acknowledged"
         if self._is_open(command):
-            self._fail(f"I6: {words} is acknowledged while its result is awaited")
-            return
-        origin, events = at_once(self._vault.inner.history(saga.id))
-        self._all_on_their_way(saga.id, consequences(origin, events, command), f"{words} is acknowledged")
+            self._fail(f"I6: {words} while its result is awaited")
+        elif not isinstance(command, StartChild | CompensateChild):
+            origin, events = at_once(self._vault.inner.history(saga.id))
+            self._all_on_their_way(saga.id, consequences(origin, events, command).commands, words)
+        elif awaits(saga, command):
+            origin, events = at_once(self._vault.inner.history(command.child))
+            caused = (
+                outstanding(origin) if isinstance(command, StartChild) else _ordered(origin, events, command)
+            )
+            self._all_on_their_way(command.child, caused, words)
 
     def _noted(self, commits: Collection[Commit]) -> None:
         for saga_id, revision in commits:
             if (saga_id, revision) in self._vault.notes and saga_id in self._vault.sagas:
                 origin, events = at_once(self._vault.inner.history(saga_id))
                 where = f"{self._trace.name(saga_id)} at {revision} is noted as published"
-                self._all_on_their_way(saga_id, caused_by(origin, events, revision), where, noted=False)
+                self._all_on_their_way(
+                    saga_id, caused_by(origin, events, revision).commands, where, noted=False
+                )
 
     def _all_on_their_way(
         self, saga_id: str, commands: Collection[Command], when: str, *, noted: bool = True
@@ -167,15 +174,16 @@ class Checker:
         if saga is None:
             return False
         if isinstance(command, Report):
-            at, report = self._clock(), command
+            record, report, at = saga.progress_of(command.step), command, self._clock()
+            if record.state is StepState.COMPENSATING and report.asked < record.compensation_attempt:
+                return False  # whoever takes the order to undo the child finds out as well
             event = ChildRested(report.step, report.attempt, report.child, report.state, at, report.asked)
             return transition(saga, event).ignored is None
         if isinstance(command, StartChild | CompensateChild):
             child = self._vault.sagas.get(command.child)
             if child is None:
                 return awaits(saga, command)
-            # A child that is undone already takes no order, and reports once more.
-            told = isinstance(command, StartChild) or child.asked >= command.attempt or child.is_compensated
+            told = isinstance(command, StartChild) or child.asked >= command.attempt
             return awaits(saga, command) and not told
         return awaits(saga, command)
 
@@ -210,6 +218,14 @@ class Checker:
     def _say(self, saga: Saga, problem: str | None) -> None:
         if problem is not None:
             self._fail(f"{self._trace.name(saga.id)} at revision {saga.revision}: {problem}")
+
+
+def _ordered(origin: Saga, events: Sequence[Event], command: CompensateChild) -> tuple[Command, ...]:
+    """Return what an order to undo a child has caused in it."""
+    for revision, event in enumerate(events, 1):
+        if isinstance(event, CompensationRequested) and event.attempt == command.attempt:
+            return caused_by(origin, events, revision).commands
+    return ()
 
 
 def _is_child(saga: Saga, parent: Saga) -> bool:

@@ -224,4 +224,11 @@ class Link:
         arrival = max(self._last[way], trio.current_time() + delay + network.delay(self.who))
         if not delay:  # what waits at the broker keeps nothing back
             self._last[way] = arrival
-        network.agenda.at(arrival, lambda: do() if self._carries else None)
+        network.under_way += 1
+
+        def arrive() -> None:
+            network.under_way -= 1
+            if self._carries:
+                do()
+
+        network.agenda.at(arrival, arrive)

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 
 
 class Network:
-    """Between all processes and the broker."""
+    """Between all processes and the broker. So many frames are `under_way`."""
 
     def __init__(self, agenda: Agenda, faults: Faults, source: Random) -> None:
         self.agenda = agenda
         self.faults = faults
         self.source = source
+        self.under_way = 0
         self._mean = 10 ** source.uniform(-4, -2)
 
     def delay(self, who: str) -> float:

@@ -15,6 +15,7 @@ from saga_amqp.testing.world.client import WorldTransport
 from saga_amqp.testing.world.faults import Fault
 from saga_amqp.testing.world.pulse import Pulse
 from saga_amqp.testing.world.vault import WorldStore
+from saga_core import Compensate, Execute
 
 if TYPE_CHECKING:
     from saga_amqp.testing.world.world import World
@@ -164,6 +165,7 @@ class Life:
             **world.load.handlers(self),
             concurrency=self._source.choice((1, 1, 2, 5, 100)),
             prefetch=self._source.choice((None, None, 1, 3)),
+            delivery_limit=1_000,
             grace_period=self._source.choice((0.1, 1.0, 10.0)),
             sweep_interval=world.sweep_interval,
             republish_after=world.republish_after,
@@ -180,7 +182,7 @@ class Life:
         else:
             what = f"{moment.point}: {world.trace.name(moment.saga_id)}"
         world.trace.note(who, what, moment.saga_id)
-        if moment.point is Point.HANDLER_BEGAN and moment.command is not None:
+        if moment.point is Point.HANDLER_BEGAN and isinstance(moment.command, Execute | Compensate):
             world.checker.handler_begins(who, moment.command)
         if world.faults.strike(Fault.CRASH_AT_POINT, who, moment.point):
             self.crash()

@@ -104,7 +104,7 @@ async def _rest(world: World) -> None:
     """Wait until everything rests, and see to what waits for a person."""
     began = trio.current_time()
     tried: Counter[str] = Counter()
-    while world.checker.unrest or world.outside.pending:
+    while world.checker.unrest or world.outside.pending or world.vault.changes:
         await _see_to_what_waits(world, tried)
         now = trio.current_time()
         quiet = now - max(world.checker.last_commit, began)
@@ -116,7 +116,8 @@ async def _rest(world: World) -> None:
     with trio.move_on_after(DRAIN):
         while empty:
             await trio.sleep(1.0)
-            empty = sum(world.broker.held(queue) for queue in world.broker.queues) + len(world.vault.notes)
+            depths = sum(world.broker.held(queue) for queue in world.broker.queues)
+            empty = depths + world.network.under_way + len(world.vault.notes)
 
 
 async def _see_to_what_waits(world: World, tried: Counter[str]) -> None:

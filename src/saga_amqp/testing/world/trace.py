@@ -6,24 +6,26 @@ import trio
 from msgspec import Struct
 
 from saga_core import (
+    Carried,
     ChildRested,
-    Command,
     Compensate,
     CompensateChild,
     Event,
     Execute,
+    Reply,
     Report,
     Saga,
     StartChild,
     TimePassed,
 )
 
-_WORDS: dict[type[Command], str] = {
+_WORDS: dict[type[Carried], str] = {
     Execute: "execute",
     Compensate: "undo",
     StartChild: "start the child of",
     CompensateChild: "undo the child of",
     Report: "report to",
+    Reply: "reply to",
 }
 
 
@@ -70,7 +72,7 @@ class Trace:
         """Return the short name of a saga."""
         return self._names.get(saga_id, saga_id)
 
-    def command(self, command: Command) -> str:
+    def command(self, command: Carried) -> str:
         """Return a command in words."""
         return f"{_WORDS[type(command)]} {self.name(command.saga)}.{command.step} #{command.attempt}"
 

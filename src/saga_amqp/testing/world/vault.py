@@ -26,13 +26,17 @@ Watcher = Callable[[Saga | None, Event | None, Saga], None]
 
 
 class Vault:
-    """What the database holds. `away` are the processes that cannot reach it."""
+    """What the database holds. `away` are the processes that cannot reach it.
+
+    `changes` are under way to it: how many sagas will be changed though nobody may wait for it any more.
+    """
 
     def __init__(self, agenda: Agenda, faults: Faults, source: Random) -> None:
         self.inner = MemoryStore()
         self.agenda = agenda
         self.faults = faults
         self.away: set[str] = set()
+        self.changes = 0
         self.watchers: list[Watcher] = []
         self.publishing: list[Callable[[Collection[Commit]], None]] = []
         self.sagas: dict[str, Saga] = {}
@@ -102,7 +106,7 @@ class WorldStore:
 
     async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """Keep a new saga, or return the one that has its key. Raises: SagaExistsError."""
-        return await self._write(lambda: self._vault.create(saga, unpublished))
+        return await self._change(lambda: self._vault.create(saga, unpublished))
 
     async def load(self, saga_id: str) -> Saga:
         """Return the saga as last committed. Raises: SagaNotFoundError."""
@@ -110,11 +114,11 @@ class WorldStore:
 
     async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """Replace the saga if nobody else did. Raises: ConflictError, SagaNotFoundError."""
-        await self._write(lambda: self._vault.commit(saga, event, unpublished))
+        await self._change(lambda: self._vault.commit(saga, event, unpublished))
 
     async def delete(self, saga_id: str, *, revision: int | None = None) -> None:
         """Forget a saga and its history. Raises: ConflictError."""
-        await self._write(lambda: self._vault.delete(saga_id, revision))
+        await self._change(lambda: self._vault.delete(saga_id, revision))
 
     async def find(self, query: Query = EVERYTHING, *, limit: int = 100, cursor: str | None = None) -> Page:
         """Return the sagas that a query finds. Raises: StoreError for a cursor that is none."""
@@ -164,18 +168,22 @@ class WorldStore:
         return saga
 
     async def _read(self, do: Callable[[], T]) -> T:
-        return await self._call(do, writes=False)
+        return await self._call(do)
+
+    async def _change(self, do: Callable[[], T]) -> T:
+        return await self._call(do, writes=True, changes=True)
 
     async def _write(self, do: Callable[[], T]) -> T:
         return await self._call(do, writes=True)
 
-    async def _call(self, do: Callable[[], T], *, writes: bool) -> T:
+    async def _call(self, do: Callable[[], T], *, writes: bool = False, changes: bool = False) -> T:
         vault, who = self._vault, self._pulse.who
         self._pulse.check()
         outcome: list[T | Exception] = []
         answered = trio.Event()
 
         def arrive() -> None:
+            vault.changes -= changes
             if who in vault.away or vault.faults.strike(Fault.STORE_REFUSED, who):
                 outcome.append(StoreUnavailableError("The database cannot be reached"))
             else:
@@ -193,6 +201,7 @@ class WorldStore:
         # In their order: whoever loads a saga after a cancelled commit is to know whether it has happened.
         self._last = max(self._last, trio.current_time() + vault.delay(who))
         vault.agenda.at(self._last, arrive)
+        vault.changes += changes
         await answered.wait()
         self._pulse.check()
         result = outcome[0]

@@ -119,5 +119,5 @@ def _split(url: str) -> tuple[SplitResult, int | None, str | None, dict[str, str
         }
         # aiormq has it read by yarl, which refuses more; and which makes ASCII of a host, as the system wants it.
         return parts, parts.port, URL(url).raw_host, settings
-    except ValueError:
+    except (ValueError, LookupError):  # the second is yarl's, over half of an IPv6 address
         return None

@@ -1,0 +1,235 @@
+"""The duty of an engine that has a store: handlers run and results committed, children, replies, timers, recovery."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+from saga_amqp.config import Config
+from saga_amqp.contracts import Commit, Delivery, Message
+from saga_amqp.deciding import decide
+from saga_amqp.errors import SagaExistsError, SagaNotFoundError
+from saga_amqp.handling import run_handler
+from saga_amqp.observer import Point
+from saga_amqp.outgoing import Outgoing
+from saga_amqp.patience import PatientStore
+from saga_amqp.poison import Poison, Reason
+from saga_amqp.recent import Recent
+from saga_amqp.reconnecting import Reconnecting
+from saga_amqp.sweep import Sweep
+from saga_core import (
+    CancelRequested,
+    Carried,
+    ChildRested,
+    CompensateChild,
+    Event,
+    Outcome,
+    Reply,
+    Report,
+    Saga,
+    StartChild,
+    TimePassed,
+    UnknownStepError,
+    awaits,
+    caused_by,
+    child_saga,
+    consequences,
+    created,
+    event_of,
+    order_to_undo,
+    outstanding,
+)
+
+logger = logging.getLogger("saga_amqp.engine")
+
+
+class Orchestrator:
+    """Does what commands ask for, on one store with one set of handlers; see `engine.Duty`."""
+
+    def __init__(
+        self,
+        broker: Reconnecting | None,
+        store: PatientStore,
+        config: Config,
+        clock: Callable[[], float],
+    ) -> None:
+        self.outgoing = Outgoing(broker, store, config, clock, self.remember)
+        self.queues = tuple(config.limits())
+        self._broker = broker
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._sweep: Sweep | None = None
+        self._recent = Recent(clock, lambda: 0 if broker is None else broker.line)
+
+    def hold(self, saga: Saga) -> None:
+        """Remember when time will next change something in a saga, if an engine is there to see to it."""
+        if self._sweep is not None:
+            self._sweep.timers.hold(saga)
+
+    def remember(self, outcome: Outcome) -> None:
+        """Remember a commit, for the next message about its saga, and its timers."""
+        self.hold(outcome.saga)
+        if self._sweep is not None and outcome.ignored is None:
+            self._recent.keep(outcome)
+
+    async def attend(self, fail: Callable[[Exception], None]) -> None:
+        """Sweep the store, while an engine runs. For ever."""
+        assert self._broker is not None
+
+        async def fire(saga_id: str) -> None:
+            try:
+                await self._pass_time(saga_id)
+            except Exception as error:
+                fail(error)
+
+        async def publish(commit: Commit) -> None:
+            try:
+                await self._publish_again(commit)
+            except Exception as error:
+                fail(error)
+
+        self._sweep = Sweep(
+            self._store, self._config, self._clock, fire=fire, publish=publish, until_up=self._broker.restored
+        )
+        try:
+            await self._sweep.run()
+        finally:
+            self._sweep = None
+
+    async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
+        """Bring a command's result into the store, and return what has to be published before it is acknowledged.
+
+        Raises: Poison, StoreError, TransportError.
+        """
+        try:
+            return self._config.messages(await self._settle(command, delivery.redelivered))
+        except SagaNotFoundError as error:
+            raise Poison(Reason.UNKNOWN_SAGA, str(error), None) from error
+        except UnknownStepError as error:
+            raise Poison(Reason.UNKNOWN_STEP, str(error), None) from error
+
+    async def give_up(self, poison: Poison) -> Sequence[Message]:
+        """Tell a saga that a message about it cannot be handled, and return what has to be published for it.
+
+        Raises: StoreError.
+        """
+        command = poison.about
+        event = poison.event(self._clock())
+        if command is None or event is None:
+            return ()
+        try:
+            saga = await self._store.load(command.saga)
+            return self._config.messages(await self._bring(saga, event, command))
+        except (SagaNotFoundError, UnknownStepError):
+            return ()
+
+    async def _settle(self, command: Carried, redelivered: bool) -> Outcome:
+        saga = await self._load(command, redelivered)
+        if isinstance(command, StartChild):
+            return await self._start_child(saga, command)
+        if isinstance(command, CompensateChild):
+            return await self._compensate_child(saga, command)
+        if isinstance(command, Reply):
+            return await self._bring(saga, event_of(command, self._clock()), command)
+        if not awaits(saga, command):
+            return await self._caused(command)
+        if isinstance(command, Report):
+            event: Event = ChildRested(
+                command.step, command.attempt, command.child, command.state, self._clock(), command.asked
+            )
+        else:
+            event = await run_handler(self._config, self._clock, saga, command)
+        if isinstance(event, TimePassed):
+            # Another delivery may have brought a result before, and its engine may have died before it published.
+            await self.outgoing.apply(self._store, saga, event, command)
+            return await self._caused(command)
+        return await self._bring(saga, event, command)
+
+    async def _load(self, command: Carried, redelivered: bool) -> Saga:
+        if redelivered:
+            self._recent.forget(command.saga)
+        elif (known := self._recent.find(command)) is not None:
+            return known
+        saga = await self._store.load(command.saga)
+        self.hold(saga)
+        return saga
+
+    async def _bring(self, saga: Saga, event: Event, command: Carried) -> Outcome:
+        """Commit an event, or return what a commit of it has caused that was made before."""
+        outcome = await self._commit(saga, event, command)
+        return outcome if outcome.ignored is None else await self._caused(command)
+
+    async def _caused(self, command: Carried) -> Outcome:
+        origin, events = await self._store.history(command.saga)
+        return consequences(origin, events, command)
+
+    async def _commit(self, saga: Saga, event: Event, command: Carried) -> Outcome:
+        committing = partial(self._config.observe, Point.COMMITTING, saga.id, command)
+        outcome = await decide(self._store, saga, event, committing=committing)
+        self.remember(outcome)
+        if outcome.ignored is None:
+            self._config.observe(Point.COMMITTED, saga.id, command)
+        return outcome
+
+    async def _start_child(self, parent: Saga, command: StartChild) -> Outcome:
+        if awaits(parent, command):
+            child = await self._child(parent, command)
+            # The parent may have turned round before the child was there to be undone.
+            if awaits(await self._store.load(parent.id), command):
+                return created(child)
+        try:
+            child = await self._store.load(command.child)
+        except SagaNotFoundError:
+            return Outcome(parent)
+        reason = f"its parent {parent.id} does not wait for it any more"
+        outcome = await self._commit(child, CancelRequested(reason, self._clock()), command)
+        return outcome._replace(commands=outstanding(outcome.saga))
+
+    async def _child(self, parent: Saga, command: StartChild) -> Saga:
+        try:
+            child = child_saga(parent, command, self._clock())
+            await self._store.create(child)
+        except SagaExistsError:
+            child = await self._store.load(command.child)
+        self.hold(child)
+        return child
+
+    async def _compensate_child(self, parent: Saga, command: CompensateChild) -> Outcome:
+        if not awaits(parent, command):
+            return Outcome(parent)
+        try:
+            child = await self._store.load(command.child)
+        except SagaNotFoundError:
+            child = None
+        while True:
+            about, event = order_to_undo(parent, child, command, self._clock())
+            if about is not child:
+                await self.outgoing.apply(self._store, about, event, command)
+                return Outcome(about)
+            outcome = await self._commit(about, event, command)
+            if outcome.ignored is None:
+                # What else is outstanding is with the broker, or runs: it is left alone.
+                return outcome
+            if not (outcome.saga.past_pivot or outcome.saga.is_compensated):
+                return outcome._replace(commands=outstanding(outcome.saga))
+            child = outcome.saga  # it went past its pivot, or was undone, before it could be told
+
+    async def _pass_time(self, saga_id: str) -> None:
+        """Do what is due in a saga, and publish what comes of it; nothing if the saga is gone.
+
+        Raises: StoreError, TransportError.
+        """
+        with suppress(SagaNotFoundError):
+            saga = await self._store.load(saga_id)
+            await self.outgoing.apply(self._store, saga, TimePassed(self._clock()))
+
+    async def _publish_again(self, commit: Commit) -> None:
+        """Publish what a commit has caused and is still outstanding; nothing if the saga is gone.
+
+        Raises: StoreError, TransportError.
+        """
+        with suppress(SagaNotFoundError):
+            origin, events = await self._store.history(commit[0])
+            outcome = caused_by(origin, events, commit[1])
+            await self.outgoing.publish(commit, self._config.messages(outcome))

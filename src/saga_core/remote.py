@@ -1,0 +1,186 @@
+"""Handlers that are far from the store: what they are told beside the command, and what their answers become.
+
+`Work` travels with an `Execute` or a `Compensate`, in its field `work`; a `Reply` comes back. The two, with the
+commands, are the contract with participants in any language.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Raw, Struct
+
+from saga_core.commands import Carried, Compensate, CompensateChild, Execute, Reply, StartChild
+from saga_core.errors import PayloadError
+from saga_core.events import (
+    CompensationDeferred,
+    CompensationFailed,
+    CompensationSucceeded,
+    Event,
+    StepDeferred,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+from saga_core.graph import CHUNK
+from saga_core.model import Progress, Saga, rebuild
+from saga_core.options import Options
+from saga_core.payload import EMPTY, decode_payload, encode_payload
+from saga_core.plan import Failure, Plan, StepPlan, step_id
+from saga_core.states import Operation, SagaState, StepState
+
+
+class Work(Struct, frozen=True):
+    """What a handler needs to know of its saga and step.
+
+    `name` is the saga's, `created_at` when it was started, seconds since 1970, UTC. `id` is the step's, and
+    `idempotency_key` the same over all attempts and redeliveries; `token` brings the result of a deferred attempt.
+    `output` is what the action returned, for its compensation. `outputs` are those of the steps that this one depends
+    on, directly or not, by name.
+    """
+
+    name: str
+    created_at: float
+    tags: dict[str, str]
+    context: Raw
+    action: str
+    compensation: str | None
+    id: str
+    idempotency_key: str
+    token: str
+    input: Raw
+    output: Raw
+    outputs: Mapping[str, Raw]
+
+
+def work_of(saga: Saga, command: Execute | Compensate) -> Work:
+    """Return what a handler far from the store needs to know to do what a command says.
+
+    Raises: UnknownStepError.
+    """
+    plan, position = saga.plan, saga.plan.position(command.step)
+    step = plan.steps[position]
+    operation: Operation = "execute" if isinstance(command, Execute) else "compensate"
+    id = step_id(saga.id, step.name)
+    return Work(
+        saga.name,
+        saga.created_at,
+        plan.options.tags,
+        plan.context,
+        step.action,
+        step.compensation,
+        id,
+        f"{id}.{operation}",
+        saga.token(step.name, operation),
+        step.input,
+        saga.record(position).output,
+        {plan.steps[other].name: saga.record(other).output for other in _ancestors(plan, position)},
+    )
+
+
+def saga_at_work(command: Execute | Compensate, work: Work) -> Saga:
+    """Return as much of a saga as its handler was told: the step, and those that it depends on.
+
+    It has the secret of no token: the step's own is in `Work`.
+
+    Raises: DefinitionError when the names do not make a saga.
+    """
+    others = tuple(work.outputs)
+    steps = (
+        *(StepPlan(name, "unknown", depends_on=()) for name in others),
+        StepPlan(command.step, work.action, work.compensation, work.input, depends_on=others),
+    )
+    records = [Progress(StepState.COMPLETED, 1, output=output) for output in work.outputs.values()]
+    if isinstance(command, Execute):
+        state = SagaState.STARTED
+        records.append(Progress(StepState.STARTED, command.attempt, until=command.deadline))
+    else:
+        state = SagaState.COMPENSATING
+        records.append(Progress(StepState.COMPENSATING, 1, command.attempt, work.output))
+    plan = Plan(command.saga, work.name, steps, work.context, work.created_at, Options(tags=work.tags))
+    chunks = tuple(tuple(records[at : at + CHUNK]) for at in range(0, len(records), CHUNK))
+    return rebuild(plan, state, 0, chunks, work.created_at, None, False)
+
+
+def reply_of(command: Execute | Compensate, event: Event) -> Reply:
+    """Return the reply that brings a handler's answer, given as an event, to the orchestrator."""
+    of: Operation = "execute" if isinstance(command, Execute) else "compensate"
+    about = (command.saga, command.step, command.attempt, of)
+    match event:
+        case StepSucceeded(output=output):
+            return Reply(*about, "succeeded", output)
+        case StepSkipped(reason=reason):
+            return Reply(*about, "skipped", reason=reason)
+        case StepFailed(error=error, unknown=unknown):
+            return Reply(*about, "failed", error=error, unknown=unknown)
+        case CompensationFailed(error=error):
+            return Reply(*about, "failed", error=error)
+        case StepDeferred() | CompensationDeferred():
+            return Reply(*about, "deferred")
+        case _:
+            return Reply(*about, "succeeded")
+
+
+def asked_by(reply: Reply) -> Execute | Compensate:
+    """Return the command that a reply answers, but for its action and deadline."""
+    kind = Execute if reply.of == "execute" else Compensate
+    return kind(reply.saga, reply.step, "", reply.attempt)
+
+
+def event_of(reply: Reply, at: float) -> Event:
+    """Return what a reply says as an event. What cannot be kept, such as an output that is no object, is a failure."""
+    try:
+        output, error = _checked(reply.output, "The output"), _failure(reply)
+    except PayloadError as unusable:
+        output, error = EMPTY, Failure("invalid_payload", f"The reply for step {reply.step!r}: {unusable}")
+    if reply.of == "execute":
+        if error is not None:
+            return StepFailed(reply.step, reply.attempt, error, at, reply.unknown)
+        if reply.outcome == "skipped":
+            return StepSkipped(reply.step, reply.attempt, reply.reason, at)
+        if reply.outcome == "deferred":
+            return StepDeferred(reply.step, reply.attempt, at)
+        return StepSucceeded(reply.step, reply.attempt, output, at)
+    if error is not None:
+        return CompensationFailed(reply.step, reply.attempt, error, at)
+    kind = CompensationDeferred if reply.outcome == "deferred" else CompensationSucceeded
+    return kind(reply.step, reply.attempt, at)
+
+
+def undeliverable(command: Carried, error: Failure, at: float, *, unknown: bool) -> Event | None:
+    """Return the event that a command comes to nothing, for its message cannot be handled; None where none is needed.
+
+    `unknown`: nobody can say whether it had its effect.
+    """
+    if isinstance(command, Reply):
+        command = asked_by(command)
+    if isinstance(command, Execute | StartChild):
+        return StepFailed(command.step, command.attempt, error, at, unknown)
+    if isinstance(command, Compensate | CompensateChild):
+        return CompensationFailed(command.step, command.attempt, error, at)
+    return None
+
+
+def _failure(reply: Reply) -> Failure | None:
+    if reply.outcome != "failed":
+        return None
+    error = reply.error or Failure("failed", "The reply says no more")
+    return msgspec.structs.replace(error, details=_checked(error.details, "The details of the error"))
+
+
+def _checked(raw: Raw, what: str) -> Raw:
+    """Return a payload from outside as `encode_payload` would have written it. Raises: PayloadError."""
+    if raw == EMPTY:
+        return EMPTY
+    return encode_payload(decode_payload(raw, dict[str, object], what), what)
+
+
+def _ancestors(plan: Plan, position: int) -> list[int]:
+    """Return the steps that one depends on, directly or not, in order."""
+    found: set[int] = set()
+    ahead = [position]
+    while ahead:
+        for other in plan.graph.dependencies[ahead.pop()]:
+            if other not in found:
+                found.add(other)
+                ahead.append(other)
+    return sorted(found)
