@@ -30,7 +30,6 @@ HANDLERS, WAIT = (
     20,
     20.0,
 )  # so many at once in each process, each of so many milliseconds: 1,000 steps/s at most
-START = 2.0  # seconds until processes that are to begin together are up
 FEW, RESTING, LONG_RESTING = 1_000, 100_000, 1_000_000
 STEPS = (3, 1_000)
 CHAINS = 10
@@ -90,7 +89,7 @@ def _share(servers: Servers, options: Options, store: str, count: int, directory
     """Run so many engines on one store, each with clients of its own that start more than it can do at once."""
     place = str(directory / f"{ULID()}.db") if store == "sqlite" else f"bench_{ULID()}".lower()
     anyio.run(_make, store, servers.database, place)
-    more = ["--place", place, "--queues", f"bench-{ULID()}", "--begin", str(time.time() + START)]
+    more = ["--place", place, "--queues", f"bench-{ULID()}"]
     more += ["--at-once", str(HANDLERS), "--orders", str(2 * HANDLERS), "--wait", str(WAIT)]
     more += ["--seconds", "1.0" if options.quick else "2.0"]
     outcomes = orders_side_by_side(count, store, LOOP, servers, more)
