@@ -23,6 +23,7 @@ from saga_core import (
     StateChanged,
     StepPlan,
     encode_command,
+    within_the_sagas_time,
     work_of,
 )
 
@@ -176,16 +177,20 @@ class Config:
     def message(self, command: Carried, saga: Saga | None = None) -> Message:
         """Return the message that carries a command; where a participant handles it, with what it needs of the saga."""
         operation = OPERATIONS[type(command)]
-        key, work = operation, None
+        key, what, work = operation, operation, None
         if isinstance(command, Execute | Compensate):
             key = f"{operation}.{command.action}"
             if saga is not None and self.handler(command) is None:
-                work = work_of(saga, command)
+                work, command = work_of(saga, command), within_the_sagas_time(saga, command)
+        elif isinstance(command, Reply):
+            what = f"{command.of}.{operation}"
+        id = f"{command.saga}.{command.step}.{what}.{command.attempt}"
         return Message(
             self.exchange,
             key,
             encode_command(command, work),
-            f"{command.saga}.{command.step}.{operation}.{command.attempt}",
+            # A reply repeats the names that came, and they may be anybody's.
+            id.encode()[:255].decode(errors="ignore"),
             f"saga.step.{operation}",
         )
 
@@ -195,6 +200,12 @@ class Config:
         if self.lifecycle_events and outcome.news is not None:
             messages.append(self._announcement(outcome.news))
         return messages
+
+    def queue_of(self, command: Carried) -> str:
+        """Return the queue on the broker that takes a command; the orchestrator's where that is a participant's."""
+        if isinstance(command, Execute | Compensate) and self.handler(command) is not None:
+            return self.on_broker(self.step_queue if type(command) is Execute else self.compensate_queue)
+        return self.orchestrator
 
     def publishes(self, outcome: Outcome) -> bool:
         """Whether a commit has caused any message."""

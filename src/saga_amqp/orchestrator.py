@@ -1,9 +1,11 @@
 """The duty of an engine that has a store: handlers run and results committed, children, replies, timers, recovery."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
+
+import anyio
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Commit, Delivery, Message
@@ -16,6 +18,7 @@ from saga_amqp.patience import PatientStore
 from saga_amqp.poison import Poison, Reason
 from saga_amqp.recent import Recent
 from saga_amqp.reconnecting import Reconnecting
+from saga_amqp.stores.looking import RUNNING
 from saga_amqp.sweep import Sweep
 from saga_core import (
     CancelRequested,
@@ -27,6 +30,7 @@ from saga_core import (
     Reply,
     Report,
     Saga,
+    SagaError,
     StartChild,
     TimePassed,
     UnknownStepError,
@@ -61,6 +65,12 @@ class Orchestrator:
         self._clock = clock
         self._sweep: Sweep | None = None
         self._recent = Recent(clock, lambda: 0 if broker is None else broker.line)
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What is away, of "broker" and "store"."""
+        away = {"broker": self._broker is not None and self._broker.is_away, "store": self._store.is_away}
+        return tuple(name for name, is_away in away.items() if is_away)
 
     def hold(self, saga: Saga) -> None:
         """Remember when time will next change something in a saga, if an engine is there to see to it."""
@@ -123,6 +133,41 @@ class Orchestrator:
             return self._config.messages(await self._bring(saga, event, command))
         except (SagaNotFoundError, UnknownStepError):
             return ()
+
+    async def meanwhile(self) -> None:
+        """Publish, take notes off, and make good what went with deleted queues, for as long as the manager is open."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.outgoing.run)
+            while self._broker is not None:
+                await self._broker.misses()
+                await self.make_good()
+
+    async def make_good(self) -> None:
+        """Publish what went with queues that were deleted; they are new on the broker."""
+        queues = frozenset[str]() if self._broker is None else self._broker.missed()
+        try:
+            if queues:
+                await self._publish_lost(queues)
+        except SagaError as error:
+            logger.error("What was in the queues %s is not made good: %s", sorted(queues), error)
+
+    async def _publish_lost(self, queues: Collection[str]) -> None:
+        """Publish again what running sagas wait for, as far as it was in one of these queues."""
+        count, cursor, more = 0, None, True
+        while more:
+            page = await self._store.find(RUNNING, cursor)
+            cursor, more = page.cursor, page.cursor is not None
+            for saga in page.sagas:
+                commands = tuple(one for one in outstanding(saga) if self._config.queue_of(one) in queues)
+                if commands:
+                    count += len(commands)
+                    await self.outgoing.send(self._config.messages(Outcome(saga, commands)))
+        if count:
+            logger.warning(
+                "Queues %s were missing, and what was in them is gone; what sagas wait for was published again: %d",
+                ", ".join(sorted(queues)),
+                count,
+            )
 
     async def _settle(self, command: Carried, redelivered: bool) -> Outcome:
         saga = await self._load(command, redelivered)

@@ -123,6 +123,16 @@ class Outgoing:
             self._published.append(commit)
         self._changed.set()
 
+    async def send(self, messages: Sequence[Message]) -> None:
+        """Publish messages of no commit in particular, as often as the connection is lost.
+
+        Raises: TransportError.
+        """
+        while self._broker is not None:
+            await self._broker.restored()
+            with suppress(ConnectionLostError):
+                return await self._send(self._broker, messages)
+
     async def run(self) -> None:
         """Take notes off, a little after they are done with, and send what could not be sent before. For ever."""
         async with anyio.create_task_group() as tasks:

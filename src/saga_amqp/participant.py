@@ -1,5 +1,6 @@
 """A service that runs handlers with nothing but a broker: its results go to an orchestrator, by message."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Self
 
 import anyio
 from anyio.abc import TaskStatus
+from msgspec.structs import replace
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Delivery, Message, Transport
@@ -20,12 +22,17 @@ from saga_core import (
     CodecError,
     Compensate,
     DefinitionError,
+    Event,
     Execute,
+    Failure,
     TimePassed,
     decode_work,
     reply_of,
     saga_at_work,
 )
+from saga_core.payload import EMPTY
+
+logger = logging.getLogger("saga_amqp.engine")
 
 
 class Participant:
@@ -97,6 +104,10 @@ class _Participation:
     async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
         if not isinstance(command, Execute | Compensate):
             raise Poison(Reason.UNDECODABLE, "This is for an orchestrator, not for a participant", None)
+        if command.deadline is not None and self._clock() >= command.deadline:
+            # Whoever asks has given it up, and may be undoing it already.
+            logger.info("%s comes too late, its time is over: it is not run", command)
+            return ()
         try:
             work = decode_work(delivery.body)
             saga = saga_at_work(command, work)
@@ -105,14 +116,25 @@ class _Participation:
         event = await run_handler(self._config, self._clock, saga, command, work.token)
         if isinstance(event, TimePassed):
             return ()  # the orchestrator has a clock too
-        return [self._config.message(reply_of(command, event))]
+        return [self._reply(command, event)]
 
     async def give_up(self, poison: Poison) -> Sequence[Message]:
         command = poison.about
         if not isinstance(command, Execute | Compensate):
             return ()
         event = poison.event(self._clock())
-        return () if event is None else [self._config.message(reply_of(command, event))]
+        return () if event is None else [self._reply(command, event)]
 
     async def attend(self, fail: Callable[[Exception], None]) -> None:
         await anyio.sleep_forever()
+
+    def _reply(self, command: Execute | Compensate, event: Event) -> Message:
+        reply = reply_of(command, event)
+        message = self._config.message(reply)
+        size, most = len(message.body), self._config.max_message_size
+        if size <= most:
+            return message
+        failure = Failure(Reason.OVERSIZE, f"The reply has {size} bytes, and max_message_size is {most}")
+        unknown = reply.unknown or reply.outcome == "succeeded"
+        reply = replace(reply, outcome="failed", output=EMPTY, error=failure, unknown=unknown)
+        return self._config.message(reply)

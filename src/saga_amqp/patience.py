@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 import anyio
 
 from saga_amqp.backoff import pauses
-from saga_amqp.contracts import Commit, Store
+from saga_amqp.contracts import Commit, Page, Query, Store
 from saga_amqp.errors import ConflictError, SagaExistsError, SagaNotFoundError, StoreUnavailableError
 from saga_core import Event, Saga
 
@@ -39,6 +39,11 @@ class PatientStore:
         self._complaints: set[str] = set()
         self._away_since = 0.0
 
+    @property
+    def is_away(self) -> bool:
+        """Whether a call waits for the store."""
+        return self._waiting > 0
+
     async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """See `contracts.Store.create`."""
         return await self._call("create a saga", self._store.create, saga, unpublished=unpublished)
@@ -50,6 +55,10 @@ class PatientStore:
     async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """See `contracts.Store.commit`."""
         await self._call("commit", self._store.commit, saga, event, unpublished=unpublished)
+
+    async def find(self, query: Query, cursor: str | None) -> Page:
+        """See `contracts.Store.find`."""
+        return await self._call("look for sagas", self._store.find, query, cursor=cursor)
 
     async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
         """See `contracts.Store.history`."""

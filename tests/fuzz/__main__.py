@@ -99,7 +99,7 @@ def _guided(name: str, seconds: int) -> bool:
     memory = re.search(r"peak_rss_mb:\s*(\d+)", done.stderr)
     _tell(name, outcomes, int(memory[1]) if memory else 0)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if not line.startswith(("INFO:", "WARNING:"))]
+        said = [line for line in done.stderr.splitlines() if not line.startswith(("INFO:", "WARNING:", "#"))]
         print(done.stdout[-4_000:], *said[-60:], sep="\n")
     return done.returncode == 0
 

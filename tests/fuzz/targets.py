@@ -414,8 +414,8 @@ def _take_address(data: bytes) -> str:
         assert error.__cause__ is None
         assert error.__context__ is None
         return type(error).__name__
-    # It may have become part of the host or of the virtual host, but then it was none.
-    if f":{PASSWORD}@" in url:
+    # What is part of a host or of a virtual host is no password.
+    if f":{PASSWORD}@" in url and url.count(PASSWORD) == 1:
         assert PASSWORD not in repr(read)
     # What aiormq, and then the system, do with it.
     again = URL(read.secret_url)

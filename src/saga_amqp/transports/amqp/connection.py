@@ -1,5 +1,6 @@
 """One connection to one broker: a link, and aiormq's control over it, which begin and end together."""
 
+import ssl
 from collections.abc import Callable
 from typing import Self
 
@@ -14,6 +15,7 @@ from saga_amqp.errors import (
 )
 from saga_amqp.transports.amqp.address import Address
 from saga_amqp.transports.amqp.control import Control
+from saga_amqp.transports.amqp.dialling import tls_failed
 from saga_amqp.transports.amqp.lanes import PublishLane
 from saga_amqp.transports.amqp.link import Link
 
@@ -87,15 +89,22 @@ class Connection:
     def _refused(self, error: TransportError) -> ConnectFailedError:
         address = self.address
         code, text = self.link.refusal or (0, "")
-        if code == ACCESS_REFUSED:
+        if isinstance(error, AuthenticationError):
+            advice = "; enable its plugin rabbitmq_auth_mechanism_ssl, and EXTERNAL among its auth_mechanisms"
             return AuthenticationError(
-                f"The broker at {address} refused the user name or the password: {text}"
+                f"The broker at {address} lets nobody in by {'certificate' if address.external else 'password'}: "
+                f"{error}{advice if address.external else ''}"
             )
+        if code == ACCESS_REFUSED:
+            what = "user of our certificate" if address.external else "user name or the password"
+            return AuthenticationError(f"The broker at {address} refused the {what}: {text}")
         if code == NOT_ALLOWED:
             return VirtualHostError(
                 f"The broker at {address} does not let this user into virtual host "
                 f"{address.virtual_host!r}: {text}"
             )
+        if self.link.lost is not None and isinstance(failure := self.link.lost.__cause__, ssl.SSLError):
+            return tls_failed(address, failure)
         return ConnectFailedError(f"No connection to the broker at {address}: {error}")
 
     def _lost(self, error: TransportError) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -16,8 +16,8 @@ from saga_amqp.errors import ConnectFailedError, TransportClosedError, Transport
 from saga_amqp.transports.amqp.address import Address, parse
 from saga_amqp.transports.amqp.connection import GOODBYE, Connection
 from saga_amqp.transports.amqp.control import Channel, Control
+from saga_amqp.transports.amqp.dialling import dial
 from saga_amqp.transports.amqp.lanes import ConsumeLane
-from saga_amqp.transports.amqp.link import dial
 from saga_amqp.transports.amqp.topology import declare, depth
 
 logger = logging.getLogger("saga_amqp.transports.amqp")
@@ -29,10 +29,12 @@ ENVELOPE = 256
 class AmqpTransport:
     """A connection to RabbitMQ, on asyncio (also with uvloop) and on trio.
 
-    `url` is `amqp://user:password@host:port/vhost`, or `amqps://…` for TLS, which verifies the broker's certificate
-    by the system's authorities, or by `ssl_context`. `heartbeat` is in seconds, 0 for none; it can be part of the
-    URL as well (`?heartbeat=10`) and is 60 by default. `connect_timeout` is in seconds. `buffer` is how many bytes may
-    wait to be sent before `publish` waits.
+    `url` is `amqp://user:password@host:port/vhost`, or `amqps://…` for TLS, which verifies the broker's name and
+    certificate by the system's authorities, or those in a file (`?cafile=ca.pem`). `?certfile=…&keyfile=…` name a
+    certificate of our own; with `auth=external` it says who we are, instead of a password. An `ssl_context` stands for
+    all these files. `heartbeat` is in seconds, 0 for none; it can be part of the URL as well (`?heartbeat=10`), and is
+    60 by default. `?name=…` is what the broker's operators see. `connect_timeout` is in seconds. `buffer` is how many
+    bytes may wait to be sent before `publish` waits.
 
     Of several URLs, say of a cluster's nodes, each is tried in its turn, and given `connect_timeout`, until one works.
 
@@ -57,8 +59,8 @@ class AmqpTransport:
         self._tried = 0
         if not self._urls:
             raise ConnectFailedError("There is no URL of a broker to connect to")
-        if ssl_context is not None and not all(address.tls for address in self._addresses):
-            raise ConnectFailedError("An ssl_context was given, but a URL is amqp://; write amqps:// for TLS")
+        for address in self._addresses:
+            _check_security(address, ssl_context)
         self._ssl_context = ssl_context
         self._connect_timeout = connect_timeout
         self._buffer = buffer
@@ -140,12 +142,14 @@ class AmqpTransport:
             buffer=self._buffer,
         )
 
-    async def declare(self, topology: Topology) -> None:
+    async def declare(self, topology: Topology) -> Collection[str]:
         """Create what is missing; what exists must be as asked. Cancelled, some of it may have been created.
+
+        Return the names of the queues that were missing.
 
         Raises: TopologyError, ConnectionLostError, TransportClosedError.
         """
-        await self._up().control.run(partial(declare, topology))
+        return await self._up().control.run(partial(declare, topology))
 
     async def depth(self, queue: str) -> int:
         """Return how many messages of a queue are ready; 0 as well where a quorum queue has no leader just now.
@@ -293,6 +297,22 @@ class AmqpConsumer:
         if self._error is None:
             self._error = error
             self._broken.set()
+
+
+def _check_security(address: Address, ssl_context: ssl.SSLContext | None) -> None:
+    if ssl_context is not None and not address.tls:
+        raise ConnectFailedError(
+            f"An ssl_context was given, but the URL of {address} is amqp://; write amqps:// for TLS"
+        )
+    if ssl_context is not None and (address.cafile or address.certfile):
+        raise ConnectFailedError(
+            f"An ssl_context was given, and the URL of {address} names files for TLS; give one of the two"
+        )
+    if address.external and ssl_context is None and address.certfile is None:
+        raise ConnectFailedError(
+            f"The URL of {address} says auth=external, and no certificate of ours was given: name a certfile, "
+            "or give an ssl_context that has loaded one"
+        )
 
 
 def _none_of(errors: Sequence[ConnectFailedError]) -> ConnectFailedError:
