@@ -167,6 +167,11 @@ class Worker:
         with anyio.fail_after(DEADLINE):
             await self._process.wait()
 
+    async def end(self) -> int:
+        """Tell it to end, and return its exit status."""
+        os.kill(self._process.pid, signal.SIGTERM)
+        return await self.ended()
+
     async def ended(self) -> int:
         """Wait for its end and return its exit status."""
         with anyio.fail_after(DEADLINE):
