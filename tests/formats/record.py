@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import msgspec
 import psycopg
-from msgspec import Struct
+from msgspec import Raw, Struct
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -28,10 +28,14 @@ from saga_amqp.stores import postgres
 from saga_amqp.stores.postgres import schema
 from saga_amqp.transports.amqp import frames
 from saga_core import (
+    Carried,
     ChildSaga,
-    Command,
+    Compensate,
     Event,
+    Execute,
+    Failure,
     Options,
+    Reply,
     RetryPolicy,
     Saga,
     Skip,
@@ -133,7 +137,7 @@ class Kept(Struct):
     ask: str = ""
 
     @property
-    def in_flight(self) -> Sequence[Command]:
+    def in_flight(self) -> Sequence[Carried]:
         return () if self.lost or self.note is not None else outstanding(self.saga)
 
 
@@ -179,6 +183,16 @@ async def fill(store: Store, sagas: Sequence[Kept]) -> None:
             await store.commit(saga, event, unpublished=one.note if event is one.events[-1] else None)
 
 
+REPLIES = (
+    Reply(ID, "b", 1, "execute", "succeeded", Raw(b'{"n":1}')),
+    Reply(
+        ID, "b", 2, "execute", "failed", error=Failure("no", "no", True, Raw(b'{"why":"x"}')), unknown=True
+    ),
+    Reply(ID, "b", 3, "execute", "skipped", reason="nothing to do"),
+    Reply(ID, "b", 4, "compensate", "deferred"),
+)
+
+
 def asks(sagas: Sequence[Kept]) -> list[Ask]:
     """What people do, now that it is known which sagas there are."""
     found: list[Ask] = []
@@ -194,11 +208,12 @@ def asks(sagas: Sequence[Kept]) -> list[Ask]:
     return found
 
 
-def published(command: Command) -> Published:
-    message = Config().message(command)
-    wire = frames.publish_prefix(1, message.exchange, message.routing_key) + frames.content(
-        1, message.body, message.id, message.type, message.headers
-    )
+def published(command: Carried, saga: Saga | None = None) -> Published:
+    """Write down the message of a command; with a saga, as one for a participant, who is told of it."""
+    message = Config(remote=("#",)).message(command, saga)
+    wire = frames.publish_prefix(
+        1, message.exchange, message.routing_key, message.mandatory
+    ) + frames.content(1, message.body, message.id, message.type, message.headers)
     return Published(
         message.exchange,
         message.routing_key,
@@ -284,7 +299,13 @@ def pretty(value: object) -> bytes:
 def write_bytes(directory: Path, sagas: Sequence[Kept], messages: Sequence[Published]) -> None:
     """Write the files of which each line is one thing."""
     directory.mkdir(parents=True)
-    every_command = [command for command, _ in COMMANDS]
+    every_command: list[Carried] = [*(command for command, _ in COMMANDS), *REPLIES]
+    for_participants = [
+        published(command, one.saga)
+        for one in sagas
+        for command in one.in_flight
+        if isinstance(command, Execute | Compensate)
+    ]
     every_saga = [saga for saga, _ in SAGAS] + [one.saga for one in sagas]
     files = {
         "commands.jsonl": (
@@ -292,7 +313,7 @@ def write_bytes(directory: Path, sagas: Sequence[Kept], messages: Sequence[Publi
         ),
         "events.jsonl": ({"bytes": encode_event(one).decode(), "told": told(one)} for one, _ in EVENTS),
         "sagas.jsonl": ({"bytes": encode_saga(one).decode(), "told": told_of(one)} for one in every_saga),
-        "messages.jsonl": [*map(published, every_command), *messages],
+        "messages.jsonl": [*map(published, every_command), *messages, *for_participants],
     }
     for name, rows in files.items():
         (directory / name).write_bytes(lines(rows))

@@ -21,13 +21,18 @@ from saga_amqp.stores import postgres, sqlite
 from saga_amqp.stores.looking import find_all
 from saga_amqp.transports.amqp import frames, properties
 from saga_core import (
+    Compensate,
+    Execute,
+    Reply,
     decode_command,
     decode_event,
     decode_saga,
+    decode_work,
     encode_command,
     encode_event,
     encode_saga,
     fold,
+    saga_at_work,
 )
 from tests.formats import record
 from tests.formats.finishing import EVERYTHING, Ask, Ends, Published, finish
@@ -131,10 +136,18 @@ def test_every_line_of_an_archive_is_read(release: Path) -> None:
 
 
 def test_every_message_is_read_with_its_properties(release: Path) -> None:
+    for_participants = 0
     for one in lines(release / "messages.jsonl", Published):
         body, data = one.body.encode(), bytes.fromhex(one.frames)
         command = decode_command(body)
-        assert one.id == f"{command.saga}.{command.step}.{one.type.rpartition('.')[2]}.{command.attempt}"
+        what = one.type.rpartition(".")[2]
+        if isinstance(command, Reply):
+            what = f"{command.of}.{what}"
+        assert one.id == f"{command.saga}.{command.step}.{what}.{command.attempt}"
+        if b'"work":' in body:
+            assert isinstance(command, Execute | Compensate)
+            assert saga_at_work(command, decode_work(body)).step(command.step).name == command.step
+            for_participants += 1
         used, _, publish = pamqp.frame.unmarshal(data)
         assert (publish.exchange, publish.routing_key) == (one.exchange, one.routing_key)
         about = pamqp.frame.unmarshal(data[used:])[2].properties
@@ -149,6 +162,7 @@ def test_every_message_is_read_with_its_properties(release: Path) -> None:
         assert delivered.body == body
         assert properties.message_id(delivered.properties) == one.id
         assert properties.headers(delivered.properties) == {}
+    assert for_participants > 5
 
 
 # Databases ---------------------------------------------------------------------------------------------------------
