@@ -21,16 +21,26 @@ logger = logging.getLogger("saga_amqp.engine")
 
 
 class Intake:
-    """One queue, consumed from for as long as it can be; `concurrency` and `prefetch` are numbers of messages."""
+    """One queue, consumed from for as long as it can be; `concurrency` and `prefetch` are numbers of messages.
 
-    def __init__(self, queue: str, concurrency: int, prefetch: int) -> None:
+    Workers take what waits. Where a message comes and nobody is on his way, one who is free is woken, or else `begin`
+    is called to have one more begin. Whoever takes a message wakes the next one, if there is more: he comes when the
+    first has to wait for something. So a burst of messages that need no waiting is the work of one.
+    """
+
+    def __init__(
+        self, queue: str, concurrency: int, prefetch: int, begin: Callable[["Intake"], bool]
+    ) -> None:
         self.queue = queue
         self.subscribed = anyio.Event()
         self._concurrency = concurrency
         self._prefetch = prefetch
+        self._begin = begin
         self._consumer: Consumer | None = None
         self._waiting: deque[InHand] = deque()
-        self._busy = 0
+        self._workers = 0
+        self._free: list[anyio.Event] = []
+        self._coming = False
 
     async def keep(
         self,
@@ -67,21 +77,48 @@ class Intake:
                 await self._consumer.cancel()
 
     def add(self, work: InHand) -> None:
-        """Have a message wait for a free hand."""
+        """Have a message wait for a worker."""
         self._waiting.append(work)
+        self.call()
 
-    def next(self) -> InHand | None:
-        """Return the message that is to be worked on now, if there is one and a free hand for it; `done` frees it."""
-        if not self._waiting or self._busy >= self._concurrency:
-            return None
-        self._busy += 1
-        return self._waiting.popleft()
+    def call(self) -> None:
+        """Have a worker come, if there is work and nobody on his way."""
+        if self._waiting and not self._coming:
+            if self._free:
+                self._coming = True
+                self._free.pop().set()
+            elif self._workers < self._concurrency and self._begin(self):
+                self._coming = True
+                self._workers += 1
 
-    def done(self) -> None:
-        """Free a hand."""
-        self._busy -= 1
+    def arrive(self) -> None:
+        """Begin as a worker."""
+        self._coming = False
 
-    def give_back(self) -> None:
-        """Give back what waits."""
-        while self._waiting:
+    def leave(self) -> None:
+        """End as a worker."""
+        self._workers -= 1
+        self.call()
+
+    async def next(self) -> InHand:
+        """Wait for something to do, as a worker that is free."""
+        while not self._waiting:
+            woken = anyio.Event()
+            self._free.append(woken)
+            try:
+                await woken.wait()
+            finally:
+                if woken.is_set():
+                    self._coming = False
+                else:
+                    self._free.remove(woken)
+        work = self._waiting.popleft()
+        self.call()
+        return work
+
+    def give_back(self, *, all_of_it: bool = True) -> None:
+        """Give back what waits, or only that for which no worker is free."""
+        free = len(self._free) + self._coming
+        kept = 0 if all_of_it else self._concurrency - self._workers + free
+        while len(self._waiting) > kept:
             self._waiting.pop().give_back()

@@ -12,7 +12,7 @@ from anyio.abc import TaskStatus
 from msgspec.structs import replace
 
 from saga_amqp.config import Config
-from saga_amqp.contracts import Message, Transport
+from saga_amqp.contracts import Delivery, Message, Transport
 from saga_amqp.handling import run_handler
 from saga_amqp.lifecycle import Lifecycle
 from saga_amqp.poison import Poison, Reason
@@ -101,7 +101,7 @@ class _Participation:
         self._config = config
         self._clock = clock
 
-    async def settle(self, command: Carried, body: bytes) -> Sequence[Message]:
+    async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
         if not isinstance(command, Execute | Compensate):
             raise Poison(Reason.UNDECODABLE, "This is for an orchestrator, not for a participant", None)
         if command.deadline is not None and self._clock() >= command.deadline:
@@ -109,7 +109,7 @@ class _Participation:
             logger.info("%s comes too late, its time is over: it is not run", command)
             return ()
         try:
-            work = decode_work(body)
+            work = decode_work(delivery.body)
             saga = saga_at_work(command, work)
         except (CodecError, DefinitionError) as error:
             raise Poison(Reason.UNDECODABLE, str(error), command) from error

@@ -83,7 +83,7 @@ def read(delivery: Delivery, queue: str, config: Config) -> Carried:
         command = decode_command(body)
     except CodecError as error:
         raise Poison(Reason.UNDECODABLE, str(error), addressed(body)) from error
-    if queue == config.on_broker(config.orchestrator_queue):
+    if queue == config.orchestrator:
         died = delivery.headers.get("x-death")
         if isinstance(died, list) and died:
             _check_death(cast("list[object]", died)[0], command)

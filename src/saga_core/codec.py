@@ -22,7 +22,7 @@ from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
 from saga_core.graph import CHUNK
 from saga_core.model import Progress, Saga, rebuild
-from saga_core.plan import Plan
+from saga_core.plan import CANONICAL_ULID, Plan
 from saga_core.remote import Work
 from saga_core.states import SagaState
 
@@ -145,6 +145,8 @@ def decode_saga(data: bytes) -> Saga:
     Raises: CodecError.
     """
     kept = _decode(_saga, data, "saga")
+    if CANONICAL_ULID.fullmatch(kept.plan.id) is None:
+        raise CodecError(f"This is no saga of this library: its id, {kept.plan.id[:40]!r}, is not a ULID")
     if len(kept.progress) != len(kept.plan.steps):
         raise CodecError(
             f"Saga {kept.plan.id} is kept with {len(kept.plan.steps)} steps, and records of {len(kept.progress)}"

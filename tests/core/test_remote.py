@@ -123,8 +123,8 @@ def test_the_work_that_travels_with_a_command_is_this_byte_for_byte() -> None:
     command = command_of(saga, "pay")
     work = (
         b'{"name":"trip","created_at":1700000000.0,"tags":{"order":"o-7"},"context":{"customer":7},'
-        b'"action":"charge","compensation":"refund","id":"01HZY3V9Q8DJJ52BBVP52NRA1G",'
-        b'"idempotency_key":"01HZY3V9Q8DJJ52BBVP52NRA1G.execute",'
+        b'"action":"charge","compensation":"refund","id":"01HZY3V9Q8KRGP9PQ6T47C0ZVV",'
+        b'"idempotency_key":"01HZY3V9Q8KRGP9PQ6T47C0ZVV.execute",'
         b'"token":"01HZY3V9Q8W7X6T5S4R3P2N1M0.2.execute.1.%b","input":{"n":1},"output":{},'
         b'"outputs":{"a":{"from":"a"},"b":{}},"skipped":["b"]}'
     ) % saga.token("pay", "execute").rpartition(".")[2].encode()

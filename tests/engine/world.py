@@ -1,6 +1,6 @@
 """A world to run managers in: a broker and a store in memory, handlers that can be held, and what there is to see."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -268,8 +268,8 @@ class RecordingTransport:
         self.next = renewed
         return renewed
 
-    async def declare(self, topology: Topology) -> None:
-        await self.inner.declare(topology)
+    async def declare(self, topology: Topology) -> Collection[str]:
+        return await self.inner.declare(topology)
 
     @asynccontextmanager
     async def consume(

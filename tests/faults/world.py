@@ -135,9 +135,9 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy_to(url: str) -> AsyncIterator[Proxy]:
-    """Open a way to the broker that can be cut."""
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+async def proxy_to(url: str, port: int = 0) -> AsyncIterator[Proxy]:
+    """Open a way to the broker that can be cut, and ends with the context; 0 is a port of the system's choice."""
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
     async with listener, anyio.create_task_group() as tasks:
         proxy = Proxy(url, listener.extra(SocketAttribute.local_port))
         tasks.start_soon(listener.serve, proxy.serve)
