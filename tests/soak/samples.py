@@ -80,6 +80,14 @@ class Soak(Struct, frozen=True):
         return slope([(one.at / 60, one.memory) for one in half])
 
     @property
+    def crowds(self) -> tuple[int, int]:
+        """The most sagas in flight in either half. More of them than ever before need memory, and leak none."""
+        halves = ([0], [0])
+        for one in self.samples:
+            halves[one.at >= self.seconds / 2].append(one.counts["in flight"])
+        return max(halves[0]), max(halves[1])
+
+    @property
     def growth(self) -> Mapping[str, Growth]:
         """What has become more, by name."""
         names = dict.fromkeys(name for one in self.samples for name in one.counts)
@@ -105,7 +113,11 @@ class Soak(Struct, frozen=True):
         found: list[str] = []
         memory = self.memory
         if not memory.is_flat:
-            found.append(f"memory grows by {memory.per_minute:.0f} ± {memory.error:.0f} KB a minute")
+            first, second = self.crowds
+            found.append(
+                f"memory grows by {memory.per_minute:.0f} ± {memory.error:.0f} KB a minute; in flight were at most "
+                f"{first:,} sagas in the first half, {second:,} in the second"
+            )
         for name, growth in self.growth.items():
             if not growth.is_none:
                 found.append(f"{name} grew from {growth.early} to {growth.late}")

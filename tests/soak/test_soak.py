@@ -73,6 +73,7 @@ def test_memory_that_grows_by_a_hundred_bytes_a_saga_is_not_flat() -> None:
     assert growing.memory.per_minute == pytest.approx(60 * RATE * 100 / 1024, rel=0.1)
     (complaint,) = growing.complaints()
     assert complaint.startswith("memory grows by ")
+    assert "at most 19 sagas in the first half, 19 in the second" in complaint
 
 
 def test_a_slope_has_the_error_of_what_wavers_about_it() -> None:
