@@ -5,7 +5,7 @@
 # make simulate  run whole worlds of engines, brokers and faults: SEEDS=1000 many, SEED=7 one and its story
 # make chaos MINUTES=10  move money while engines, broker and databases are killed, and see that no cent is lost; SEED=…
 # make fuzz MINUTES=10  give spoilt messages, frames, sagas, tokens and addresses to whatever reads them
-# make soak MINUTES=10 RATE=50  run an engine at a steady rate and see that nothing of it grows: BACKEND=trio, STORE=sqlite
+# make soak MINUTES=10 RATE=50  run an engine at a steady rate and see that nothing grows; BACKEND=trio, STORE=sqlite
 # make mutation  break the core on purpose and see whether the tests notice: 20 minutes or more
 #
 # Everything runs in .venv, which is made from PYTHON with the versions of constraints.txt.
@@ -70,7 +70,7 @@ chaos: $(VENV)/.installed-dev
 fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python -W error -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
-# RATE is sagas a second; BACKEND asyncio, uvloop or trio; STORE memory, sqlite or postgres. What was seen is left in .soak.
+# RATE is sagas a second; BACKEND asyncio, uvloop or trio; STORE memory, sqlite or postgres. Results are left in .soak.
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --rate $(RATE) --backend $(BACKEND) --store $(STORE) $(ARGS)
 

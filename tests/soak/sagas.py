@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -34,8 +35,8 @@ class Kind(Struct, frozen=True):
         return Options(start_at=time.time() + self.waits) if self.delayed else Options()
 
 
-def _step(name: str, trouble: str = "", **more: object) -> Step:
-    return Step(name=name, action="soak.do", compensation="soak.undo", input=Work(trouble), **more)  # type: ignore[arg-type]
+def _step(name: str, trouble: str = "", **more: Any) -> Step:
+    return Step(name=name, action="soak.do", compensation="soak.undo", input=Work(trouble), **more)
 
 
 def plain() -> list[Step]:

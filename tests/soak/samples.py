@@ -16,6 +16,8 @@ WARM_UP = 0.2
 """The part of a run that nothing is concluded from. As long are the stretches that are compared: after it, and last."""
 ALLOWED_OBJECTS = 0.01
 """The part by which the objects that the garbage collector knows may become more."""
+WORKER_OBJECTS = 50
+"""So many may be more for each worker that has been added."""
 KEPT_RATE = 0.95
 
 AT_REST = ("tasks", "connections", "channels", "messages", "in flight", "stored")
@@ -96,17 +98,19 @@ class Soak(Struct, frozen=True):
 
     def _growth(self, name: str) -> Growth | None:
         stretch = WARM_UP * self.seconds
-        seen = [(one.at, one.counts[name]) for one in self.samples if name in one.counts]
-        early = [count for at, count in seen if stretch <= at <= 2 * stretch]
-        late = [count for at, count in seen if at >= self.seconds - stretch]
+        seen = [one for one in self.samples if name in one.counts]
+        early = [one for one in seen if stretch <= one.at <= 2 * stretch]
+        late = [one for one in seen if one.at >= self.seconds - stretch]
         if not early or not late:
             return None
+        first, last = (min(some, key=lambda one: one.counts[name]).counts for some in (early, late))
         allowed = 0
         if name == "objects":
-            allowed = int(min(early) * ALLOWED_OBJECTS)
+            workers = last["workers"] - first["workers"]
+            allowed = int(first[name] * ALLOWED_OBJECTS) + WORKER_OBJECTS * max(workers, 0)
         elif name in ("tasks", "in flight", "messages", "stored"):
             allowed = math.ceil(self.rate)  # of a second: the machine may have become slower by as much
-        return Growth(min(early), min(late), allowed)
+        return Growth(first[name], last[name], allowed)
 
     def complaints(self) -> list[str]:
         """Say what is not as it must be; nothing when all is."""

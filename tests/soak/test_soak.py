@@ -40,8 +40,11 @@ def soak(
         at = number * EVERY
         busy = chance.randrange(0, 20)
         counts = AT_REST | {"tasks": 24 + busy, "in flight": busy, "messages": busy, "stored": 500 + busy}
+        if number % 12 == 0:
+            counts |= {"objects": 50_000, "workers": 40}
         for name, count in (more or {}).items():
-            counts[name] += round(count * at / SECONDS)
+            if name in counts:
+                counts[name] += round(count * at / SECONDS)
         used = MEMORY + memory(at) + chance.uniform(-100, 100)
         samples.append(Sample(at, round(used), at, counts, LATENCY))
     rest = Sample(0.0, MEMORY, 0.0, AT_REST)
@@ -96,6 +99,13 @@ def test_one_thing_more_of_what_does_not_depend_on_the_load_is_growth(name: str)
 def test_what_one_saga_in_a_hundred_leaves_behind_is_growth(name: str) -> None:
     (complaint,) = soak(more={name: round(SECONDS * RATE / 100)}).complaints()
     assert complaint.startswith(f"{name} grew from ")
+
+
+def test_objects_that_workers_need_are_no_growth_and_others_are() -> None:
+    objects = 2_000
+    (complaint,) = soak(more={"objects": objects}).complaints()
+    assert complaint.startswith("objects grew from ")
+    assert soak(more={"objects": objects, "workers": objects // 50}).complaints() == []
 
 
 @pytest.mark.parametrize("name", ["tasks", "connections", "channels", "messages", "in_flight", "stored"])
