@@ -12,7 +12,7 @@ from typing import cast
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Delivery, Message
-from saga_amqp.errors import UnroutableError
+from saga_amqp.errors import FrameError, UnroutableError
 from saga_amqp.transports import letters
 from saga_core import (
     Carried,
@@ -32,7 +32,12 @@ logger = logging.getLogger("saga_amqp.engine")
 REASON, ERROR, QUEUE = "x-saga-reason", "x-saga-error", "x-saga-queue"
 """Headers of a dead letter: the reason, the same in words, and the queue that it comes from."""
 
+DEAD_LETTER = "saga.dead-letter"
+"""The type of a dead letter."""
+
 LONGEST_ERROR = 1_000
+LONGEST_NAME = 255
+"""Bytes, of a message's id and of a queue's name."""
 
 
 class Reason(StrEnum):
@@ -84,7 +89,7 @@ def read(delivery: Delivery, queue: str, config: Config) -> Carried:
     except CodecError as error:
         raise Poison(Reason.UNDECODABLE, str(error), addressed(body)) from error
     if queue == config.orchestrator:
-        died = delivery.headers.get("x-death")
+        died = _headers(delivery, command).get("x-death")
         if isinstance(died, list) and died:
             _check_death(cast("list[object]", died)[0], command)
     return command
@@ -96,7 +101,7 @@ def check_count(delivery: Delivery, command: Carried, config: Config) -> None:
     Raises: Poison.
     """
     if delivery.redelivered:
-        count = delivery.headers.get(letters.DELIVERY_COUNT)
+        count = _headers(delivery, command).get(letters.DELIVERY_COUNT)
         if isinstance(count, int) and count >= config.delivery_limit:
             text = f"It came back {count} times: did it kill the engines that ran it, or were all connections lost?"
             raise Poison(Reason.DELIVERED_TOO_OFTEN, text, command)
@@ -104,6 +109,8 @@ def check_count(delivery: Delivery, command: Carried, config: Config) -> None:
 
 def unroutable(message: Message, error: UnroutableError, config: Config) -> Poison | None:
     """Return what it means that no queue takes a message; None where it is for a queue of our own that was deleted."""
+    if message.type == DEAD_LETTER:
+        return None
     command = decode_command(message.body)
     if not isinstance(command, Execute | Compensate) or config.handler(command) is not None:
         return None
@@ -117,10 +124,23 @@ def burial(poison: Poison, delivery: Delivery, queue: str, config: Config) -> Me
         "",
         config.on_broker(config.dead_letter_queue),
         delivery.body,
-        delivery.message_id,
-        "saga.dead-letter",
-        {REASON: poison.reason, ERROR: str(poison)[:LONGEST_ERROR], QUEUE: poison.queue or queue},
+        _name(delivery.message_id),
+        DEAD_LETTER,
+        {REASON: poison.reason, ERROR: str(poison)[:LONGEST_ERROR], QUEUE: _name(poison.queue or queue)},
     )
+
+
+def _headers(delivery: Delivery, command: Carried) -> Mapping[str, object]:
+    """Return a message's headers. One that may have died before, and cannot say so, is not run. Raises: Poison."""
+    try:
+        return delivery.headers
+    except FrameError as error:
+        raise Poison(Reason.UNDECODABLE, str(error), command) from error
+
+
+def _name(text: str) -> str:
+    """Cut off what does not fit. A name may come from anybody, and have been mended where it was no UTF-8."""
+    return text.encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def _check_death(died: object, command: Carried) -> None:
