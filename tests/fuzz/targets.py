@@ -492,12 +492,11 @@ def _take_letter(data: bytes) -> str:
     event = Delivered(CONSUMING, 1, bool(where[0] & 1), data[3 : 3 + size], data[3 + size :])
     delivery = AmqpDelivery(lane, event)
     queue = CONFIG.orchestrator if where[0] & 2 else CONFIG.step_queue
-    try:
-        command = poison.read(delivery, queue, CONFIG)
-        poison.check_count(delivery, command, CONFIG)
-    except Poison as found:
+    command, found = poison.examine(delivery, queue, CONFIG)
+    if found is not None:
         _bury(found, delivery, queue)
         return Poison.__name__
+    assert command is not None
     for origin, events, saga in STANDING:
         with contextlib.suppress(UnknownStepError):
             _follow(origin, events, saga, command)
@@ -512,7 +511,7 @@ def _bury(found: Poison, delivery: Delivery, queue: str) -> None:
         if told is not None:
             with contextlib.suppress(UnknownStepError):
                 _apply(saga, told)
-    letter = poison.burial(found, delivery, queue, CONFIG)
+    letter = poison.burial(found, delivery, queue, CONFIG, 1_700_000_000.0)
     frames.publish_prefix(PUBLISHING, letter.exchange, letter.routing_key, mandatory=True)
     frames.content(PUBLISHING, letter.body, letter.id, letter.type, letter.headers)
     assert poison.unroutable(letter, UnroutableError("the queue is gone"), CONFIG) is None
