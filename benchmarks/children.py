@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from tests.processes import ServerError
 from tests.servers import broker
 
 DEADLINE = 180.0
+WARM_UP = 0.7
 NODE = Path(__file__).parent / "node"
 
 T = TypeVar("T")
@@ -57,8 +59,15 @@ def orders(store: str, loop: str, servers: Servers, more: Sequence[str]) -> list
 def orders_side_by_side(
     processes: int, store: str, loop: str, servers: Servers, more: Sequence[str]
 ) -> list[Outcome]:
-    """Run orders in so many processes at once. Raises: RuntimeError."""
-    begun = [_begun("orders", store, loop, servers, more) for _ in range(processes)]
+    """Run orders in so many processes, which begin to measure at the same moment. Raises: RuntimeError."""
+    begun = [_begun("orders", store, loop, servers, [*more, "--together"]) for _ in range(processes)]
+    for process in begun:
+        assert process.stdout is not None
+        process.stdout.readline()  # it is ready
+    for process in begun:
+        assert process.stdin is not None
+        process.stdin.write(f"{time.time() + WARM_UP}\n")
+        process.stdin.flush()
     return [outcome for process in begun for outcome in _ended(process, list[Outcome])]
 
 
@@ -106,7 +115,9 @@ def _begun(
 
 
 def _process(command: Sequence[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def _ended(process: "subprocess.Popen[str]", kind: type[T]) -> T:

@@ -26,11 +26,8 @@ from saga_amqp.stores.enlisting import InDatabase, Tables
 LOOP = "asyncio"
 MANY = 100
 PROCESSES = (1, 2, 4)
-HANDLERS, WAIT = (
-    20,
-    20.0,
-)  # so many at once in each process, each of so many milliseconds: 1,000 steps/s at most
-START = 2.0  # seconds until processes that are to begin together are up
+# So many at once in each process, each of so many milliseconds: 400 steps a second at most.
+HANDLERS, WAIT = 20, 50.0
 FEW, RESTING, LONG_RESTING = 1_000, 100_000, 1_000_000
 STEPS = (3, 1_000)
 CHAINS = 10
@@ -90,7 +87,7 @@ def _share(servers: Servers, options: Options, store: str, count: int, directory
     """Run so many engines on one store, each with clients of its own that start more than it can do at once."""
     place = str(directory / f"{ULID()}.db") if store == "sqlite" else f"bench_{ULID()}".lower()
     anyio.run(_make, store, servers.database, place)
-    more = ["--place", place, "--queues", f"bench-{ULID()}", "--begin", str(time.time() + START)]
+    more = ["--place", place, "--queues", f"bench-{ULID()}"]
     more += ["--at-once", str(HANDLERS), "--orders", str(2 * HANDLERS), "--wait", str(WAIT)]
     more += ["--seconds", "1.0" if options.quick else "2.0"]
     outcomes = orders_side_by_side(count, store, LOOP, servers, more)
@@ -139,9 +136,10 @@ class Crowd(NamedTuple):
 
 def _crowds(stores: Sequence[str], options: Options) -> Iterator[Crowd]:
     for store in stores:
-        yield Crowd(store, "resting", FEW)
-        if store != "memory":  # which is filled anew each time
+        if store != "memory":  # which would have to be filled anew each time
             yield Crowd(store, "resting", LONG_RESTING if options.long else RESTING)
+        if store != "memory" or not options.long:
+            yield Crowd(store, "resting", FEW)
         if not options.long:
             yield Crowd(store, "waiting", TIMERS)
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import anyio
+import anyio.to_thread
 import msgspec
 from ulid import ULID
 
@@ -57,7 +58,7 @@ async def measure(given: argparse.Namespace, at_once: int) -> Outcome | Weight:
             shop,
             given.orders or at_once,
             declined=given.declined,
-            warm_up=given.begin - time.time() if given.begin else given.seconds * stretch / 3,
+            warm_up=await agreed() if given.together else given.seconds * stretch / 3,
             seconds=given.seconds * stretch,
             watched=partial(profiled, lambda: shop.ran, given.profile)
             if given.profile
@@ -66,6 +67,13 @@ async def measure(given: argparse.Namespace, at_once: int) -> Outcome | Weight:
     if not given.queues:
         check([outcome], declined=given.declined)
     return outcome
+
+
+async def agreed() -> float:
+    """Say that this process is ready, wait until it is told when to begin, and return the seconds until then."""
+    print("ready", flush=True)
+    begin = float(await anyio.to_thread.run_sync(sys.stdin.readline))
+    return max(0.0, begin - time.time())
 
 
 @contextlib.asynccontextmanager
@@ -116,9 +124,7 @@ def main() -> None:
         "--queues", metavar="PREFIX", help="of the names on the broker, for several that share them"
     )
     shared.add_argument("--place", help="a store that is there: a file of SQLite, a schema of PostgreSQL")
-    shared.add_argument(
-        "--begin", type=float, metavar="TIME", help="when to begin to measure, seconds since 1970"
-    )
+    shared.add_argument("--together", action="store_true", help="wait to be told when to begin: see `agreed`")
     shared.add_argument(
         "--crowd", nargs=2, metavar=("KIND", "N"), help=f"fill the store first: {', '.join(KINDS)}"
     )

@@ -127,12 +127,12 @@ async def chain(manager: Manager, shop: Shop, at_once: int, steps: int, total: i
 async def weigh(manager: Manager, shop: Shop, count: int) -> Weight:
     """See what memory an idle engine has, and how much more with so many orders whose first handlers all wait."""
     await anyio.sleep(0.5)
-    idle = _resident()
+    idle = resident()
     async with anyio.create_task_group() as clients:
         for _ in range(count):
             clients.start_soon(manager.start, "order", shop.order(), CUSTOMER)
     await shop.has_run(count)
-    return Weight(idle, (_resident() - idle) / count)
+    return Weight(idle, (resident() - idle) / count)
 
 
 def latency(times: Sequence[float]) -> Latency:
@@ -143,5 +143,6 @@ def latency(times: Sequence[float]) -> Latency:
     return Latency(*(hundredths[part - 1] * 1e3 for part in (50, 95, 99)))
 
 
-def _resident() -> float:
+def resident() -> float:
+    """Return the bytes of memory that this process has."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize()

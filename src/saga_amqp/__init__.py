@@ -2,12 +2,14 @@
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Page, Query
+from saga_amqp.dead_letters import DeadLetter, DeadLetters
 from saga_amqp.errors import (
     AuthenticationError,
     ConflictError,
     ConnectFailedError,
     ConnectionLostError,
     ConsumerCancelledError,
+    DeadLetterNotFoundError,
     FrameError,
     ManagerError,
     NoTransactionError,
@@ -66,6 +68,9 @@ __all__ = [
     "ConnectFailedError",
     "ConnectionLostError",
     "ConsumerCancelledError",
+    "DeadLetter",
+    "DeadLetterNotFoundError",
+    "DeadLetters",
     "Defer",
     "FrameError",
     "HandlerError",

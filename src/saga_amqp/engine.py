@@ -22,11 +22,11 @@ from saga_amqp.backoff import pauses
 from saga_amqp.cancellation import without_cancellation
 from saga_amqp.config import Config
 from saga_amqp.contracts import Delivery, Message
-from saga_amqp.errors import TransportError, UnroutableError
+from saga_amqp.errors import PublishError, TransportError
 from saga_amqp.in_hand import InHand
 from saga_amqp.intake import Intake
 from saga_amqp.observer import Point
-from saga_amqp.poison import Poison, burial, check_count, read, unroutable
+from saga_amqp.poison import Poison, burial, examine
 from saga_amqp.reconnecting import Reconnecting
 from saga_core import Carried
 
@@ -69,12 +69,14 @@ class Engine:
         broker: Reconnecting,
         config: Config,
         duty: Duty,
+        clock: Callable[[], float],
         chance: Callable[[], float],
         buried: Counter[str],
     ) -> None:
         self.broker = broker
         self.config = config
         self._duty = duty
+        self._clock = clock
         self._chance = chance
         self._buried = buried
         limits = config.limits()
@@ -143,9 +145,31 @@ class Engine:
         """
         self._start_or_give_back(work, self._give_back_later, work)
 
-    def returned(self, work: InHand, message: Message, error: UnroutableError) -> None:
-        """See to a message that was published and that no queue takes."""
-        self._start_or_give_back(work, self._see_to, work, message, error)
+    def publish_again(self, work: InHand, message: Message, error: PublishError) -> None:
+        """Publish a message once more that the broker did not take; meanwhile what has caused it stays in hand."""
+        if work.pauses is None:
+            work.pauses = pauses(self._chance)
+            logger.warning("%s: what comes next will be published again: %s", work, error)
+        self._start_or_give_back(work, self._publish_again, work, message, next(work.pauses))
+
+    def refused(self, work: InHand, poison: Poison) -> None:
+        """See to a message that a message has caused and that cannot be published: its saga is told."""
+        self._start_or_give_back(work, self._tell, work, poison)
+
+    def buried(self, work: InHand, poison: Poison) -> None:
+        """Note that a message has come to the dead letters."""
+        about = poison.about or work.command
+        logger.error(
+            "Message %s from queue %r is now a dead letter, %s: %s (saga %s, step %r, attempt %s)",
+            work.deliveries[0].message_id,
+            poison.queue or work.intake.queue,
+            poison.reason,
+            poison,
+            "unknown" if about is None else about.saga,
+            None if about is None else about.step,
+            None if about is None else about.attempt,
+        )
+        self._buried[poison.reason] += 1
 
     def let_go(self, work: InHand) -> bool:
         """Note that a message leaves our hands, and say whether it was still in them."""
@@ -183,16 +207,11 @@ class Engine:
                 await self._idle.wait()
 
     def _receive(self, intake: Intake, delivery: Delivery) -> None:
-        command, poison = None, None
-        try:
-            command = read(delivery, intake.queue, self.config)
-            if (work := self._in_hand.get(command)) is not None:
-                # Its connection was lost, or it was published twice. One of them is done, and both are acknowledged.
-                work.deliveries.append(delivery)
-                return
-            check_count(delivery, command, self.config)
-        except Poison as error:
-            poison = error
+        command, poison = examine(delivery, intake.queue, self.config)
+        if command is not None and (work := self._in_hand.get(command)) is not None:
+            # Its connection was lost, or it was published twice. One of them is done, and both are acknowledged.
+            work.deliveries.append(delivery)
+            return
         work = InHand(self, intake, delivery, command, poison)
         self._in_hand[_key(work)] = work
         intake.add(work)
@@ -251,38 +270,21 @@ class Engine:
             assert work.command is not None
             messages = await self._duty.settle(work.command, work.deliveries[0])
         except Poison as poison:
-            messages = [*await self._duty.give_up(poison), self._bury(work, poison)]
+            work.poison = poison
+            told = await self._duty.give_up(poison)
+            letter = burial(poison, work.deliveries[0], work.intake.queue, self.config, self._clock())
+            messages = [*told, letter]
         await work.publish(messages)
 
-    def _bury(self, work: InHand, poison: Poison) -> Message:
-        delivery = work.deliveries[0]
-        about = poison.about or work.command
-        logger.error(
-            "Message %s from queue %r goes to the dead letters, %s: %s (saga %s, step %r, attempt %s)",
-            delivery.message_id,
-            poison.queue or work.intake.queue,
-            poison.reason,
-            poison,
-            "unknown" if about is None else about.saga,
-            None if about is None else about.step,
-            None if about is None else about.attempt,
-        )
-        self._buried[poison.reason] += 1
-        work.observe(Point.DEAD_LETTERED)
-        return burial(poison, delivery, work.intake.queue, self.config)
+    async def _tell(self, work: InHand, poison: Poison) -> None:
+        logger.error("%s, whose saga is told: %s", poison.about, poison)
+        await work.publish_instead(await self._duty.give_up(poison))
 
-    async def _see_to(self, work: InHand, message: Message, error: UnroutableError) -> None:
-        poison = unroutable(message, error, self.config)
-        if poison is None:
-            with suppress(TransportError):
-                await self.broker.declare()
-            await self._give_back_later(work)
-            return
-        try:
-            logger.error("%s, whose saga is told: %s", work, poison)
-            await work.publish_instead(await self._duty.give_up(poison))
-        except BaseException as failure:
-            self._explain(work, failure)
+    async def _publish_again(self, work: InHand, message: Message, pause: float) -> None:
+        await anyio.sleep(pause)
+        with suppress(TransportError):
+            await self.broker.declare()  # the queue may have been deleted
+        await work.publish_again(message)
 
     async def _give_back_later(self, work: InHand) -> None:
         await anyio.sleep(next(pauses(self._chance)))
@@ -291,10 +293,16 @@ class Engine:
     def _start_or_give_back(
         self, work: InHand, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object
     ) -> None:
+        async def attempt() -> None:
+            try:
+                await function(*arguments)
+            except BaseException as error:  # as in `_work`
+                self._explain(work, error)
+
         if self._workers is None or self._stopping:
             work.give_back()
         else:
-            self._start(function, *arguments)
+            self._start(attempt)
 
 
 def _key(work: InHand) -> Carried | InHand:

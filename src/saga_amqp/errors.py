@@ -59,6 +59,10 @@ class QueueNotFoundError(TransportError):
     """There is no queue of this name on the broker."""
 
 
+class DeadLetterNotFoundError(TransportError):
+    """There is no such dead letter: it is gone, or in somebody else's hands just now."""
+
+
 class PublishError(TransportError):
     """A message was not taken by the broker."""
 

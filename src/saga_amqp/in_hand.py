@@ -1,13 +1,13 @@
 """One message in an engine's hands, and what becomes of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from saga_amqp.contracts import Delivery, Message
 from saga_amqp.errors import ConnectionLostError, PublishError, TransportError, UnroutableError
 from saga_amqp.observer import Point
-from saga_amqp.poison import Poison
+from saga_amqp.poison import Poison, oversize, unroutable
 from saga_core import Carried
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class InHand:
     """One message from its arrival until it is acknowledged or given back; as often as it was delivered.
 
-    `poison` says why it cannot be handled, where that is known from the beginning; then there may be no command.
+    `poison` says why it cannot be handled, once that is known; then there may be no command.
     """
 
-    __slots__ = ("_engine", "command", "deliveries", "intake", "poison", "unconfirmed")
+    __slots__ = ("_engine", "command", "deliveries", "intake", "pauses", "poison", "unconfirmed")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class InHand:
         self.command = command
         self.poison = poison
         self.unconfirmed = 0
+        self.pauses: Iterator[float] | None = None
 
     def __str__(self) -> str:
         return f"message {self.deliveries[0].message_id}" if self.command is None else str(self.command)
@@ -61,8 +62,15 @@ class InHand:
         self._confirmed()
         await self._send(messages)
 
+    async def publish_again(self, message: Message) -> None:
+        """Publish one message once more that was not taken."""
+        await self._send([message])
+
     async def _send(self, messages: Sequence[Message]) -> None:
         for message in messages:
+            if (poison := oversize(message, self._engine.config)) is not None:
+                self._engine.refused(self, poison)
+                continue
             try:
                 await self._engine.broker.publish(message, partial(self._settled, message))
             except ConnectionLostError as error:
@@ -74,10 +82,14 @@ class InHand:
         try:
             if error is None:
                 self._confirmed()
-            elif isinstance(error, UnroutableError):
-                self._engine.returned(self, message, error)
-            elif isinstance(error, ConnectionLostError | PublishError):
+            elif isinstance(error, ConnectionLostError):
                 self._engine.publish_later(self)
+            elif isinstance(error, UnroutableError) and (
+                poison := unroutable(message, error, self._engine.config)
+            ):
+                self._engine.refused(self, poison)
+            elif isinstance(error, PublishError):
+                self._engine.publish_again(self, message, error)
             else:
                 self._engine.fail(error)
         except BaseException as failure:  # an observer's; it must not reach the transport's tasks
@@ -91,10 +103,14 @@ class InHand:
 
     def acknowledge(self) -> None:
         """Tell the broker that the message is done with."""
+        if self.poison is not None:
+            self.observe(Point.DEAD_LETTERED)
         self.observe(Point.ACKNOWLEDGING)
         if self._engine.let_go(self):
             for delivery in self.deliveries:
                 delivery.acknowledge()
+            if self.poison is not None:
+                self._engine.buried(self, self.poison)
             self.observe(Point.ACKNOWLEDGED)
 
     def give_back(self) -> None:

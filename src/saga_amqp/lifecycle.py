@@ -32,6 +32,7 @@ class Lifecycle:
         broker: Reconnecting | None,
         config: Config,
         duty: Duty,
+        clock: Callable[[], float],
         chance: Callable[[], float],
         prepare: Callable[[], Coroutine[Any, Any, None]] = _nothing,
         meanwhile: Callable[[], Coroutine[Any, Any, None]] = _nothing,
@@ -41,6 +42,7 @@ class Lifecycle:
         self._broker = broker
         self._config = config
         self._duty = duty
+        self._clock = clock
         self._chance = chance
         self._prepare = prepare
         self._meanwhile = meanwhile
@@ -90,7 +92,9 @@ class Lifecycle:
             raise ManagerError("This manager is running already; one manager runs one engine at a time")
         if self._broker is None:
             raise ManagerError("This manager has no transport, and cannot run handlers")
-        self._engine = engine = Engine(self._broker, self._config, self._duty, self._chance, self.buried)
+        self._engine = engine = Engine(
+            self._broker, self._config, self._duty, self._clock, self._chance, self.buried
+        )
         self._ended = anyio.Event()
         try:
             await engine.run(task_status)

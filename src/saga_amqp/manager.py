@@ -83,7 +83,7 @@ class Manager:
         self._orchestrator = Orchestrator(broker, PatientStore(store, chance), config, clock)
         self._outgoing = self._orchestrator.outgoing
         doing = (self._orchestrator.make_good, self._orchestrator.meanwhile, self._outgoing.finish)
-        self._life = Lifecycle(broker, config, self._orchestrator, chance, *doing)
+        self._life = Lifecycle(broker, config, self._orchestrator, clock, chance, *doing)
         self._store = store
         self._config = config
         self._clock = clock

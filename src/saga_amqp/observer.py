@@ -14,11 +14,11 @@ class Point(StrEnum):
     RECEIVED = "received"
     HANDLER_BEGAN = "handler began"
     HANDLER_ENDED = "handler ended"
-    DEAD_LETTERED = "dead-lettered"
     COMMITTING = "committing"
     COMMITTED = "committed"
     PUBLISHING = "publishing"
     PUBLISHED = "published"
+    DEAD_LETTERED = "dead-lettered"
     ACKNOWLEDGING = "acknowledging"
     ACKNOWLEDGED = "acknowledged"
 

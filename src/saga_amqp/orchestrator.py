@@ -1,8 +1,8 @@
 """The duty of an engine that has a store: handlers run and results committed, children, replies, timers, recovery."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import anyio
@@ -10,7 +10,7 @@ import anyio
 from saga_amqp.config import Config
 from saga_amqp.contracts import Commit, Delivery, Message
 from saga_amqp.deciding import decide
-from saga_amqp.errors import SagaExistsError, SagaNotFoundError
+from saga_amqp.errors import PublishError, SagaExistsError, SagaNotFoundError
 from saga_amqp.handling import run_handler
 from saga_amqp.observer import Point
 from saga_amqp.outgoing import Outgoing
@@ -24,6 +24,7 @@ from saga_core import (
     CancelRequested,
     Carried,
     ChildRested,
+    CodecError,
     CompensateChild,
     Event,
     Outcome,
@@ -118,6 +119,8 @@ class Orchestrator:
             raise Poison(Reason.UNKNOWN_SAGA, str(error), None) from error
         except UnknownStepError as error:
             raise Poison(Reason.UNKNOWN_STEP, str(error), None) from error
+        except CodecError as error:
+            raise Poison(Reason.UNREADABLE_SAGA, str(error), None) from error
 
     async def give_up(self, poison: Poison) -> Sequence[Message]:
         """Tell a saga that a message about it cannot be handled, and return what has to be published for it.
@@ -130,8 +133,12 @@ class Orchestrator:
             return ()
         try:
             saga = await self._store.load(command.saga)
-            return self._config.messages(await self._bring(saga, event, command))
-        except (SagaNotFoundError, UnknownStepError):
+            # With a note: the message may be another one, which does not bring up again what comes of this.
+            outcome = await self._apply(saga, event, command)
+            if isinstance(command, StartChild | CompensateChild):
+                return self._config.messages(await self._abandon(outcome.saga, command))
+            return self._config.messages(await self._caused(command)) if outcome.ignored is not None else ()
+        except (SagaNotFoundError, UnknownStepError, CodecError):
             return ()
 
     async def meanwhile(self) -> None:
@@ -187,7 +194,7 @@ class Orchestrator:
             event = await run_handler(self._config, self._clock, saga, command)
         if isinstance(event, TimePassed):
             # Another delivery may have brought a result before, and its engine may have died before it published.
-            await self.outgoing.apply(self._store, saga, event, command)
+            await self._apply(saga, event, command)
             return await self._caused(command)
         return await self._bring(saga, event, command)
 
@@ -240,6 +247,16 @@ class Orchestrator:
         self.hold(child)
         return child
 
+    async def _abandon(self, parent: Saga, command: StartChild | CompensateChild) -> Outcome:
+        """See to it that a child goes on whose order was given up: who worked on that may not have published for it."""
+        if isinstance(command, StartChild):
+            return await self._start_child(parent, command)
+        try:
+            child = await self._store.load(command.child)
+        except SagaNotFoundError:
+            return Outcome(parent)
+        return Outcome(child, outstanding(child))
+
     async def _compensate_child(self, parent: Saga, command: CompensateChild) -> Outcome:
         if not awaits(parent, command):
             return Outcome(parent)
@@ -250,7 +267,7 @@ class Orchestrator:
         while True:
             about, event = order_to_undo(parent, child, command, self._clock())
             if about is not child:
-                await self.outgoing.apply(self._store, about, event, command)
+                await self._apply(about, event, command)
                 return Outcome(about)
             outcome = await self._commit(about, event, command)
             if outcome.ignored is None:
@@ -265,16 +282,37 @@ class Orchestrator:
 
         Raises: StoreError, TransportError.
         """
-        with suppress(SagaNotFoundError):
+        with _as_far_as_possible(saga_id):
             saga = await self._store.load(saga_id)
-            await self.outgoing.apply(self._store, saga, TimePassed(self._clock()))
+            await self._apply(saga, TimePassed(self._clock()))
 
     async def _publish_again(self, commit: Commit) -> None:
         """Publish what a commit has caused and is still outstanding; nothing if the saga is gone.
 
         Raises: StoreError, TransportError.
         """
-        with suppress(SagaNotFoundError):
+        with _as_far_as_possible(commit[0]):
             origin, events = await self._store.history(commit[0])
             outcome = caused_by(origin, events, commit[1])
             await self.outgoing.publish(commit, self._config.messages(outcome))
+
+    async def _apply(self, saga: Saga, event: Event, command: Carried | None = None) -> Outcome:
+        """Commit an event with a note, and publish what comes of it; what the broker does not take now waits."""
+        try:
+            return await self.outgoing.apply(self._store, saga, event, command)
+        except PublishError as error:
+            logger.warning("What is next in saga %s is left to the sweep: %s", saga.id, error)
+            return Outcome(await self._store.load(saga.id))
+
+
+@contextmanager
+def _as_far_as_possible(saga_id: str) -> Generator[None]:
+    """Let no single saga end the engine: one that is gone needs nothing more, and the others do not wait for it."""
+    try:
+        yield
+    except SagaNotFoundError:
+        pass
+    except PublishError as error:
+        logger.warning("What is next in saga %s is left to the sweep: %s", saga_id, error)
+    except CodecError as error:
+        logger.error("What is due in saga %s cannot be done: %s", saga_id, error)

@@ -25,7 +25,7 @@ from saga_amqp.errors import (
 )
 from saga_amqp.observer import Point
 from saga_amqp.patience import PatientStore
-from saga_amqp.poison import Poison, unroutable
+from saga_amqp.poison import Poison, oversize, unroutable
 from saga_amqp.reconnecting import Reconnecting
 from saga_core import Carried, Event, Outcome, Saga
 
@@ -179,32 +179,38 @@ class Outgoing:
     async def _send(self, broker: Reconnecting, messages: Sequence[Message]) -> None:
         done = anyio.Event()
         errors: list[TransportError] = []
-        returned: list[Poison] = []
-        left = len(messages)
+        refused = [poison for message in messages if (poison := oversize(message, self._config))]
+        sent = (
+            [message for message in messages if oversize(message, self._config) is None]
+            if refused
+            else messages
+        )
+        left = len(sent)
 
         def settled(message: Message, error: TransportError | None) -> None:
             nonlocal left
             left -= 1
             if isinstance(error, UnroutableError) and (poison := unroutable(message, error, self._config)):
-                returned.append(poison)
+                refused.append(poison)
             elif error is not None:
                 errors.append(error)
             if left == 0:
                 done.set()
 
-        for message in messages:
+        for message in sent:
             try:
                 await broker.publish(message, partial(settled, message))
             except TransportError as error:
                 settled(message, error)
-        await done.wait()
-        for poison in returned:
+        if sent:
+            await done.wait()
+        for poison in refused:
             await self._tell(poison)
         if errors:
             raise errors[0]
 
     async def _tell(self, poison: Poison) -> None:
-        """Tell a saga that nobody takes what it asks for."""
+        """Tell a saga that what it asks for cannot be published."""
         command = poison.about
         event = poison.event(self._clock())
         if command is not None and event is not None:

@@ -56,7 +56,7 @@ class Participant:
         chance: Callable[[], float] = random.random,
     ) -> None:
         broker = Reconnecting(transport, config.topology(), chance)
-        self._life = Lifecycle(broker, config, _Participation(config, clock), chance)
+        self._life = Lifecycle(broker, config, _Participation(config, clock), clock, chance)
 
     async def __aenter__(self) -> Self:
         """Connect, and declare what is missing on the broker.

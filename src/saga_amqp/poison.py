@@ -7,12 +7,13 @@ because it killed every engine that took it, comes to an orchestrator's queue, w
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
-from typing import cast
+from typing import NamedTuple
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Delivery, Message
-from saga_amqp.errors import UnroutableError
+from saga_amqp.errors import FrameError, UnroutableError
 from saga_amqp.transports import letters
 from saga_core import (
     Carried,
@@ -21,8 +22,10 @@ from saga_core import (
     Event,
     Execute,
     Failure,
+    Reply,
     SagaError,
     addressed,
+    asked_by,
     decode_command,
     undeliverable,
 )
@@ -32,7 +35,17 @@ logger = logging.getLogger("saga_amqp.engine")
 REASON, ERROR, QUEUE = "x-saga-reason", "x-saga-error", "x-saga-queue"
 """Headers of a dead letter: the reason, the same in words, and the queue that it comes from."""
 
+WHEN, DELIVERIES = "x-saga-when", "x-saga-deliveries"
+"""The same: when it was given up, seconds since 1970, and how often it had been delivered, where that is known."""
+
+ADDED = (REASON, ERROR, QUEUE, WHEN, DELIVERIES)
+
 LONGEST_ERROR = 1_000
+LONGEST_ID = 255
+"""Bytes, as for every short string of AMQP."""
+
+MOST_HEADERS = 65_536
+"""Bytes of its own headers that a dead letter keeps: with those that are added they have to fit in one frame."""
 
 
 class Reason(StrEnum):
@@ -42,22 +55,29 @@ class Reason(StrEnum):
     OVERSIZE = "oversize"
     UNKNOWN_SAGA = "unknown_saga"
     UNKNOWN_STEP = "unknown_step"
+    UNREADABLE_SAGA = "unreadable_saga"
     NO_HANDLER = "no_handler"
     DELIVERED_TOO_OFTEN = "delivered_too_often"
     DROPPED = "dropped_by_broker"
     UNROUTABLE = "unroutable"
 
+    @classmethod
+    def of(cls, death: letters.Death) -> "Reason":
+        """Return what it is that a broker has given a message up."""
+        return cls.DELIVERED_TOO_OFTEN if death.reason == "delivery_limit" else cls.DROPPED
+
 
 class Poison(SagaError):
-    """A message cannot be handled. `about` is the attempt that it is about, as far as it can be read.
+    """A message cannot be handled. `about` is the attempt that it is about, as far as it can be read and be told of.
 
-    `unknown`: it may have been handled before, at least in part.
+    `unknown`: it may have been handled before, at least in part. `queue` is where it comes from, if not from where it
+    was taken.
     """
 
     def __init__(
         self, reason: Reason, text: str, about: Carried | None, *, queue: str = "", unknown: bool = True
     ) -> None:
-        super().__init__(text)
+        super().__init__(text[:LONGEST_ERROR])
         self.reason = reason
         self.about = about
         self.queue = queue
@@ -70,40 +90,44 @@ class Poison(SagaError):
         return undeliverable(self.about, Failure(self.reason, str(self)), at, unknown=self.unknown)
 
 
-def read(delivery: Delivery, queue: str, config: Config) -> Carried:
-    """Read the command that a message from a queue carries.
+class Examined(NamedTuple):
+    """What a message carries, if that can be read, and why it cannot be handled, if it cannot."""
 
-    Raises: Poison.
-    """
-    body = delivery.body
-    if len(body) > config.max_message_size:
-        text = f"It has {len(body)} bytes, and max_message_size is {config.max_message_size}"
-        raise Poison(Reason.OVERSIZE, text, None)
+    command: Carried | None
+    poison: Poison | None
+
+
+def examine(delivery: Delivery, queue: str, config: Config) -> Examined:
+    """Read a message from a queue, and find what can be known to be wrong with it before anybody handles it."""
+    command, poison = _read(delivery.body, config)
+    about = command if poison is None else poison.about
+    for_orchestrators = queue == config.orchestrator
+    if not (for_orchestrators or delivery.redelivered):
+        return Examined(command, poison)
     try:
-        command = decode_command(body)
-    except CodecError as error:
-        raise Poison(Reason.UNDECODABLE, str(error), addressed(body)) from error
-    if queue == config.orchestrator:
-        died = delivery.headers.get("x-death")
-        if isinstance(died, list) and died:
-            _check_death(cast("list[object]", died)[0], command)
-    return command
-
-
-def check_count(delivery: Delivery, command: Carried, config: Config) -> None:
-    """Check that a message has not come back too often. The last time, nobody is asked to handle it any more.
-
-    Raises: Poison.
-    """
-    if delivery.redelivered:
-        count = delivery.headers.get(letters.DELIVERY_COUNT)
-        if isinstance(count, int) and count >= config.delivery_limit:
-            text = f"It came back {count} times: did it kill the engines that ran it, or were all connections lost?"
-            raise Poison(Reason.DELIVERED_TOO_OFTEN, text, command)
+        headers = delivery.headers
+    except FrameError as error:
+        return Examined(command, poison or Poison(Reason.UNDECODABLE, str(error), about))
+    if for_orchestrators and (death := letters.death(headers)) is not None and death.queue != queue:
+        text = f"The broker took it from queue {death.queue!r}: {death.reason}"
+        if poison is None:
+            poison = Poison(Reason.of(death), text, about, queue=death.queue)
+        else:
+            poison = Poison(poison.reason, f"{poison}. {text}", about, queue=death.queue)
+    count = letters.given_back(headers)
+    if count >= config.delivery_limit and poison is None:
+        # The last time, nobody is asked to handle it any more.
+        text = (
+            f"It came back {count} times: did it kill the engines that ran it, or were all connections lost?"
+        )
+        poison = Poison(Reason.DELIVERED_TOO_OFTEN, text, about)
+    return Examined(command, poison)
 
 
 def unroutable(message: Message, error: UnroutableError, config: Config) -> Poison | None:
     """Return what it means that no queue takes a message; None where it is for a queue of our own that was deleted."""
+    if not _is_command(message, config):
+        return None
     command = decode_command(message.body)
     if not isinstance(command, Execute | Compensate) or config.handler(command) is not None:
         return None
@@ -111,21 +135,60 @@ def unroutable(message: Message, error: UnroutableError, config: Config) -> Pois
     return Poison(Reason.UNROUTABLE, text, command, unknown=False)
 
 
-def burial(poison: Poison, delivery: Delivery, queue: str, config: Config) -> Message:
-    """Return the message that takes another one to the dead letters."""
+def oversize(message: Message, config: Config) -> Poison | None:
+    """Return what is wrong with a message that is too long to be published; None where it is not."""
+    size = len(message.body)
+    if size <= config.max_message_size or not _is_command(message, config):
+        return None
+    command = decode_command(message.body)
+    what = f"The message for {message.routing_key!r}"
+    text = f"{what} would have {size} bytes, and max_message_size is {config.max_message_size}"
+    if isinstance(command, Reply):  # its handler has run
+        return Poison(Reason.OVERSIZE, text, asked_by(command))
+    return Poison(Reason.OVERSIZE, text, command, unknown=False)
+
+
+def burial(poison: Poison, delivery: Delivery, queue: str, config: Config, at: float) -> Message:
+    """Return the message that takes another one to the dead letters. `at` is in seconds since 1970."""
+    headers: Mapping[str, object] = {}
+    with suppress(FrameError):
+        headers = delivery.headers
+    added: dict[str, str | int] = {REASON: poison.reason, ERROR: str(poison), QUEUE: poison.queue or queue}
+    added[WHEN] = int(at)
+    deliveries = 1 + letters.given_back(headers)
+    if not poison.queue and (deliveries > 1 or not delivery.redelivered):
+        added[DELIVERIES] = deliveries
     return Message(
         "",
         config.on_broker(config.dead_letter_queue),
         delivery.body,
-        delivery.message_id,
+        short(delivery.message_id),
         "saga.dead-letter",
-        {REASON: poison.reason, ERROR: str(poison)[:LONGEST_ERROR], QUEUE: poison.queue or queue},
+        _own(headers) | added,
     )
 
 
-def _check_death(died: object, command: Carried) -> None:
-    death = cast("Mapping[str, object]", died if isinstance(died, Mapping) else {})
-    why, queue = str(death.get("reason", "unknown")), str(death.get("queue", ""))
-    text = f"The broker took it from queue {queue!r}: {why}"
-    reason = Reason.DELIVERED_TOO_OFTEN if why == "delivery_limit" else Reason.DROPPED
-    raise Poison(reason, text, command, queue=queue)
+def short(message_id: str) -> str:
+    """Return a message id as it can be published: those of others need not be UTF-8, and grow by being read as that."""
+    return message_id.encode(errors="replace")[:LONGEST_ID].decode(errors="ignore")
+
+
+def _is_command(message: Message, config: Config) -> bool:
+    return message.mandatory and message.exchange == config.on_broker(config.saga_exchange)
+
+
+def _own(headers: Mapping[str, object]) -> dict[str, str | int]:
+    own, room = letters.own(headers), MOST_HEADERS
+    for name, value in own.items():
+        room -= len(name.encode(errors="replace")) + len(str(value).encode(errors="replace")) + 8
+    return {} if room < 0 else own
+
+
+def _read(body: bytes, config: Config) -> Examined:
+    if len(body) > config.max_message_size:
+        text = f"It has {len(body)} bytes, and max_message_size is {config.max_message_size}"
+        return Examined(None, Poison(Reason.OVERSIZE, text, addressed(body)))
+    try:
+        return Examined(decode_command(body), None)
+    except CodecError as error:
+        return Examined(None, Poison(Reason.UNDECODABLE, str(error), addressed(body)))

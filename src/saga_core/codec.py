@@ -83,7 +83,7 @@ def decode_work(body: bytes) -> Work:
 def addressed(body: bytes) -> Execute | Compensate | StartChild | CompensateChild | None:
     """Read which attempt a message is about, be the rest of it readable or not; None when not even that can be read.
 
-    What is returned has no more than that. A reply is about the command that it answers.
+    What is returned has no more than that. A reply and a report are about the command that they answer.
     """
     try:
         address = _address.decode(_outline(body))
@@ -99,6 +99,10 @@ def addressed(body: bytes) -> Execute | Compensate | StartChild | CompensateChil
             return StartChild(*about, address.attempt, "")
         case "compensate_child":
             return CompensateChild(*about, address.attempt, "")
+        case "report" if address.asked:
+            return CompensateChild(*about, address.asked, "")
+        case "report":
+            return StartChild(*about, address.attempt, "")
         case _:
             return None
 
@@ -178,6 +182,7 @@ class _Address(msgspec.Struct):
     step: str
     attempt: int
     of: str = ""
+    asked: int = 0
 
 
 class _Carrier(msgspec.Struct):

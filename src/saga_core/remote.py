@@ -10,7 +10,7 @@ from math import inf
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from saga_core.commands import Carried, Compensate, CompensateChild, Execute, Reply, StartChild
+from saga_core.commands import Carried, Compensate, CompensateChild, Execute, Reply, Report, StartChild
 from saga_core.errors import PayloadError
 from saga_core.events import (
     CompensationDeferred,
@@ -144,6 +144,15 @@ def asked_by(reply: Reply) -> Execute | Compensate:
     return kind(reply.saga, reply.step, "", reply.attempt)
 
 
+def answered_by(report: Report) -> StartChild | CompensateChild | None:
+    """Return the order that a report answers; None where its parent waits on, for the child needs a person first."""
+    if report.asked:
+        return CompensateChild(report.saga, report.step, report.asked, report.child)
+    if report.state is SagaState.FAILED:
+        return None
+    return StartChild(report.saga, report.step, report.attempt, report.child)
+
+
 def event_of(reply: Reply, at: float) -> Event:
     """Return what a reply says as an event. What cannot be kept, such as an output that is no object, is a failure."""
     about = (reply.step, reply.attempt)
@@ -170,12 +179,15 @@ def undeliverable(command: Carried, error: Failure, at: float, *, unknown: bool)
 
     `unknown`: nobody can say whether it had its effect.
     """
-    if isinstance(command, Reply):
-        command = asked_by(command)
-    if isinstance(command, Execute | StartChild):
-        return StepFailed(command.step, command.attempt, error, at, unknown)
-    if isinstance(command, Compensate | CompensateChild):
-        return CompensationFailed(command.step, command.attempt, error, at)
+    about: Carried | None = command
+    if isinstance(about, Reply):
+        about = asked_by(about)
+    elif isinstance(about, Report):
+        about = answered_by(about)
+    if isinstance(about, Execute | StartChild):
+        return StepFailed(about.step, about.attempt, error, at, unknown)
+    if isinstance(about, Compensate | CompensateChild):
+        return CompensationFailed(about.step, about.attempt, error, at)
     return None
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from benchmarks.children import Servers, orders_side_by_side
+from benchmarks.orders.load import check
 from benchmarks.relays.course import Outcome
 from benchmarks.report import Report
+from saga_amqp.stores.sqlite.schema import upgrade
 from tests.servers import URL_VARIABLE
 
 ROOT = Path(__file__).parents[2]
@@ -64,3 +67,15 @@ def test_a_profile_says_what_a_step_costs(amqp_url: str, tmp_path: Path) -> None
         *("--at-once", "20", "--seconds", "0.5", "--profile", str(stacks)),
     )
     assert "Manager.start" in stacks.read_text()
+
+
+def test_processes_that_share_a_store_begin_together(
+    amqp_url: str, postgres_url: str, tmp_path: Path, unique: str
+) -> None:
+    servers = Servers(amqp_url, postgres_url, (), {}, ())
+    place = str(tmp_path / "sagas.db")
+    upgrade(place)
+    more = ["--place", place, "--queues", unique, "--at-once", "5", "--wait", "1", "--seconds", "0.3"]
+    outcomes = orders_side_by_side(2, "sqlite", "asyncio", servers, more)
+    assert len(outcomes) == 2
+    check(outcomes)

@@ -545,7 +545,7 @@ NO = Failure("undecodable", "no")
         (CompensateChild(ID, "b", 2, ID), CompensationFailed("b", 2, NO, BORN)),
         (Reply(ID, "b", 4, "execute", "deferred"), StepFailed("b", 4, NO, BORN, True)),
         (Reply(ID, "b", 4, "compensate", "succeeded"), CompensationFailed("b", 4, NO, BORN)),
-        (Report(ID, "b", 1, ID, SagaState.COMPLETED), None),
+        (Report(ID, "b", 1, ID, SagaState.COMPLETED), StepFailed("b", 1, NO, BORN, True)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -563,7 +563,7 @@ ABOUT_B = Execute(ID, "b", "", 1)
         (encode_command(UNDO), Compensate(ID, "b", "", 2)),
         (encode_command(StartChild(ID, "b", 1, ID)), StartChild(ID, "b", 1, "")),
         (encode_command(CompensateChild(ID, "b", 1, ID)), CompensateChild(ID, "b", 1, "")),
-        (encode_command(Report(ID, "b", 1, ID, SagaState.FAILED)), None),
+        (encode_command(Report(ID, "b", 1, ID, SagaState.FAILED)), StartChild(ID, "b", 1, "")),
         (reply_in_json(), ABOUT_B),
         (reply_in_json(of="compensate", attempt=7), Compensate(ID, "b", "", 7)),
         (reply_in_json(outcome="exploded", step='"b\\"'), replace(ABOUT_B, step='"b\\"')),

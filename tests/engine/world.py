@@ -10,6 +10,8 @@ import anyio
 
 from saga_amqp import (
     Config,
+    DeadLetter,
+    DeadLetters,
     Manager,
     MemoryBroker,
     MemoryStore,
@@ -19,7 +21,7 @@ from saga_amqp import (
     Point,
     TransportError,
 )
-from saga_amqp.contracts import Consumer, Delivery, Message, Query, Store, Topology
+from saga_amqp.contracts import Consumer, Delivery, Message, Query, Store, Topology, Transport
 from saga_core import Command, Event, Saga, SagaState, Step
 
 DEADLINE = 5.0
@@ -116,8 +118,16 @@ class World:
             }
         )
 
+    def transport(self) -> Transport:
+        return MemoryTransport(self.broker)
+
     def manager(self, *, transport: Any = None, store: Store | None = None, **changes: Any) -> Manager:
-        return Manager(transport or MemoryTransport(self.broker), store or self.store, self.config(**changes))
+        return Manager(transport or self.transport(), store or self.store, self.config(**changes))
+
+    async def letters(self) -> Sequence[DeadLetter]:
+        """Return the dead letters that there are."""
+        async with DeadLetters(self.transport(), self.config()) as letters:
+            return await letters.list()
 
     @asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[Manager]:

@@ -48,9 +48,9 @@ class Life(Struct, frozen=True):
 
 Victim = tuple[type[Command], str]
 
-EVERY = tuple(Point)
+EVERY = tuple(point for point in Point if point is not Point.DEAD_LETTERED)
 CHILD = (Point.RECEIVED, Point.PUBLISHING, Point.PUBLISHED, Point.ACKNOWLEDGING, Point.ACKNOWLEDGED)
-NO_HANDLER = tuple(point for point in Point if not point.startswith("handler"))
+NO_HANDLER = tuple(point for point in EVERY if not point.startswith("handler"))
 NO_MESSAGE = (Point.COMMITTING, Point.COMMITTED, Point.PUBLISHING, Point.PUBLISHED)
 
 

@@ -19,8 +19,8 @@ import anyio
 from anyio.abc import ByteStream, Process, SocketAttribute, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from saga_amqp import Config, Manager, Point, Saga
-from saga_amqp.contracts import Store
+from saga_amqp import Config, Point, Saga
+from saga_amqp.contracts import Transport
 from saga_amqp.transports.amqp.transport import AmqpTransport
 from tests.engine.world import Watch, World
 
@@ -44,8 +44,8 @@ class RabbitWorld(World):
     def config(self, **changes: Any) -> Config:
         return super().config(**{"prefix": f"{self.prefix}.", "expires": 60.0, **changes})
 
-    def manager(self, *, transport: Any = None, store: Store | None = None, **changes: Any) -> Manager:
-        return Manager(transport or AmqpTransport(self.url), store or self.store, self.config(**changes))
+    def transport(self) -> Transport:
+        return AmqpTransport(self.url)
 
     async def finish(self, *saga_ids: str) -> list[Saga]:
         """Let other engines bring sagas to rest, and every message, duplicates too, to its end."""

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -62,9 +63,11 @@ from saga_core import (
     wake_at,
 )
 from tests.core import notation
-from tests.core.test_codec import COMMANDS, EVENTS, SAGAS
+from tests.core.test_codec import COMMANDS, EVENTS
 
 READ = "read"
+
+FIXTURES = Path(__file__).parents[1] / "formats"
 
 
 class Target(NamedTuple):
@@ -182,13 +185,24 @@ def _take_archived(data: bytes) -> str:
     return READ
 
 
-COMMAND_SEEDS = [
-    data.replace(b'"pay"', name) for _, data in COMMANDS for name in (b'"pay"', b'"a"', b'"b"', b'"c"')
-]
-EVENT_SEEDS = [
-    data.replace(b'"pay"', name) for _, data in EVENTS for name in (b'"pay"', b'"a"', b'"b"', b'"c"')
-]
-SAGA_SEEDS = [data for _, data in SAGAS] + [encode_saga(saga) for _, _, saga in STANDING]
+def _written(file: str, field: str) -> list[bytes]:
+    """Return what releases have written, from their fixtures."""
+    return [
+        json.loads(line)[field].encode()
+        for path in sorted(FIXTURES.glob(f"*/{file}"))
+        for line in path.read_bytes().splitlines()
+    ]
+
+
+def _of_steps(data: bytes) -> list[bytes]:
+    return [data.replace(b'"pay"', name) for name in (b'"pay"', b'"a"', b'"b"', b'"c"')]
+
+
+COMMAND_SEEDS = [seed for _, data in COMMANDS for seed in _of_steps(data)] + _written(
+    "messages.jsonl", "body"
+)
+EVENT_SEEDS = [seed for _, data in EVENTS for seed in _of_steps(data)]
+SAGA_SEEDS = [encode_saga(saga) for _, _, saga in STANDING] + _written("sagas.jsonl", "bytes")
 ARCHIVE_SEEDS = [
     b'{"saga":%s,"events":[%s]}' % (encode_saga(origin), b",".join(map(encode_event, events)))
     for origin, events, _ in STANDING

@@ -40,15 +40,8 @@ for _name in ("a", "b"):
 
 
 def app() -> Config:
-    unique = os.environ["TEST_UNIQUE"]
     return Config(
-        saga_exchange=unique,
-        step_queue=f"{unique}.steps",
-        compensate_queue=f"{unique}.compensate",
-        dead_letter_queue=f"{unique}.dead-letter",
-        registries=(registry,),
-        sweep_interval=0.1,
-        expires=60.0,
+        prefix=f"{os.environ['TEST_UNIQUE']}.", registries=(registry,), sweep_interval=0.1, expires=60.0
     )
 
 

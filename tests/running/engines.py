@@ -100,10 +100,10 @@ class Place:
     async def until_ready(self, count: int) -> None:
         """Wait until so many messages are ready in the queue of steps, and none in the others."""
         with anyio.fail_after(DEADLINE):
-            while self.ready() != [count, 0, 0]:  # noqa: ASYNC110 - a broker has to be asked
+            while self.ready() != [count, 0, 0, 0]:  # noqa: ASYNC110 - a broker has to be asked
                 await anyio.sleep(POLL_INTERVAL)
 
     def ready(self) -> list[int]:
-        return messages_ready(
-            self.amqp_url, [f"{self.unique}.{name}" for name in ("steps", "compensate", "dead-letter")]
-        )
+        """Ask the broker how many messages are ready: steps, compensations, the orchestrator's, dead letters."""
+        names = ("steps", "compensate", "orchestrator", "dead-letter")
+        return messages_ready(self.amqp_url, [f"{self.unique}.saga.{name}" for name in names])

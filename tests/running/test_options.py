@@ -162,7 +162,7 @@ def test_a_registry_a_config_and_a_function_are_run() -> None:
     for name in ("registry", "made", "app"):
         config = running.load_app(f"tests.running.app:{name}")
         assert set(config.actions) == {"do.a", "do.b"}
-    assert config.saga_exchange == "t"
+    assert config.exchange == "t.sagas"
 
 
 def test_the_command_line_counts_more_than_the_environment_and_that_more_than_the_application(

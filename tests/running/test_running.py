@@ -51,13 +51,13 @@ async def test_a_running_handler_finishes_and_what_it_brings_is_stored_published
             assert "Ended in order" in engine.log
         saga = await manager.get(saga_id)
         assert [step.state for step in saga.steps] == [StepState.COMPLETED, StepState.STARTED]
-        assert place.ready() == [1, 0, 0], "the next step, and nothing that would be done twice"
+        assert place.ready() == [1, 0, 0, 0], "the next step, and nothing that would be done twice"
         async with Engine.start(place, backend) as successor:
             assert await successor.until("handling") == "b"
             assert (await manager.wait(saga_id)).is_completed
             successor.send(signal.SIGINT)
             assert await successor.ended() == Status.IN_ORDER, successor.log
-        assert place.ready() == [0, 0, 0]
+        assert place.ready() == [0, 0, 0, 0]
 
 
 async def test_what_does_not_finish_in_time_runs_again_elsewhere(
@@ -68,8 +68,9 @@ async def test_what_does_not_finish_in_time_runs_again_elsewhere(
     postgres.upgrade(postgres_url)
     place = Place(amqp_url, postgres_url, unique)
     async with place.manager() as manager:
-        saga_id = await place.start(manager, "a")
         async with Engine.start(place, backend, "hang", "--grace-period", "0.1") as engine:
+            await engine.until_logged("takes messages")
+            saga_id = await place.start(manager, "a")
             await engine.until("handling")
             engine.send(signal.SIGTERM)
             assert await engine.ended() == Status.UNFINISHED, engine.log
@@ -80,7 +81,7 @@ async def test_what_does_not_finish_in_time_runs_again_elsewhere(
             assert (await manager.wait(saga_id)).is_completed
             successor.send(signal.SIGTERM)
             assert await successor.ended() == Status.IN_ORDER, successor.log
-        assert place.ready() == [0, 0, 0]
+        assert place.ready() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("how", ["hang", "cling"])
@@ -88,8 +89,9 @@ async def test_a_second_signal_ends_at_once_whatever_a_handler_does(
     place: Place, backend: str, how: str
 ) -> None:
     async with place.manager() as manager:
-        saga_id = await place.start(manager, "a")
         async with Engine.start(place, backend, how, SAGA_GRACE_PERIOD="600") as engine:
+            await engine.until_logged("takes messages")
+            saga_id = await place.start(manager, "a")
             await engine.until("handling")
             engine.send(signal.SIGTERM)
             await engine.until_logged("no new messages")
@@ -101,8 +103,9 @@ async def test_a_second_signal_ends_at_once_whatever_a_handler_does(
 
 async def test_signals_end_also_an_engine_whose_event_loop_is_blocked(place: Place, backend: str) -> None:
     async with place.manager() as manager:
-        await place.start(manager, "a")
         async with Engine.start(place, backend, "block") as engine, anyio.create_task_group() as tasks:
+            await engine.until_logged("takes messages")
+            await place.start(manager, "a")
             await engine.until("handling")
 
             async def insist() -> None:
@@ -129,8 +132,9 @@ async def test_a_signal_before_anything_has_begun_ends_it(place: Place, backend:
 
 async def test_an_error_of_the_application_ends_it_and_is_in_the_log(place: Place, backend: str) -> None:
     async with place.manager() as manager:
-        await place.start(manager, "a")
         async with Engine.start(place, backend, name="failing") as engine:
+            await engine.until_logged("takes messages")
+            await place.start(manager, "a")
             assert await engine.ended() == Status.FAILED
         assert "ValueError: a defect of the application" in engine.log
         await place.until_ready(1)
