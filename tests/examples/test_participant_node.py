@@ -212,8 +212,13 @@ async def test_a_reply_that_nobody_takes_is_sent_again(shop: Shop) -> None:
         (command,) = outstanding(saga)
         await shop.send(shop.config().message(command, saga))
         assert await payments.says() == f"charged {saga.step('pay').id}"
-        async with shop.running() as manager:
-            assert (await manager.wait(saga.id)).is_completed
+        async with AmqpTransport(shop.url) as transport:
+            await transport.declare(shop.config().topology())
+        with anyio.fail_after(DEADLINE):
+            while messages_ready(shop.url, [shop.config().orchestrator]) != [1]:
+                await anyio.sleep(POLL_INTERVAL)
+    async with shop.running() as manager:
+        assert (await manager.wait(saga.id)).is_completed
     await shop.until_quiet()
 
 
