@@ -88,7 +88,7 @@ def test_every_message_can_be_buried(about: bytes) -> None:
 def test_a_dead_letter_that_no_queue_takes_waits_for_its_queue(body: bytes) -> None:
     letter = burial(Poison(Reason.UNDECODABLE, "no", None), delivery(b"\0\0", body), "queue", CONFIG, 1.0)
     assert unroutable(letter, UnroutableError("it was deleted"), CONFIG) is None
-    ours = Message(letter.exchange, letter.routing_key, encode_command(RUN), "id", "saga.step.execute")
+    ours = Message(CONFIG.exchange, "execute.do.a", encode_command(RUN), "id", "saga.step.execute")
     assert unroutable(ours, UnroutableError("nobody has it"), CONFIG) is not None
 
 
