@@ -173,7 +173,7 @@ def burial(poison: Poison, delivery: Delivery, queue: str, config: Config, at: f
 
 
 def short(name: str) -> str:
-    """Return an id or a name as it can be published: those of others need not be UTF-8, and grow by being read as that."""
+    """Return an id or a name as it can be published: those of others need not be UTF-8, and grow when read as that."""
     return name.encode(errors="replace")[:LONGEST_ID].decode(errors="ignore")
 
 
