@@ -55,8 +55,8 @@ class Participant:
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        broker = Reconnecting(transport, config.topology(), chance)
-        self._life = Lifecycle(broker, config, _Participation(config, clock), clock, chance)
+        self._broker = Reconnecting(transport, config.topology(), chance)
+        self._life = Lifecycle(self._broker, config, _Participation(config, clock), clock, chance)
 
     async def __aenter__(self) -> Self:
         """Connect, and declare what is missing on the broker.
@@ -72,6 +72,11 @@ class Participant:
     ) -> None:
         """Close, as `close` does."""
         await self._life.leave()
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What is away: "broker", or nothing. See `Manager.waits_for`."""
+        return ("broker",) if self._broker.is_away else ()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run handlers for arriving messages until `stop`; see `Manager.run`.

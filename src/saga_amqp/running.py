@@ -4,6 +4,7 @@ import argparse
 import logging
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -26,6 +27,9 @@ from saga_core import SagaError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction  # pyright: ignore[reportPrivateUsage]
+
+NO_STORE = "none"
+"""What is said of a participant's store."""
 
 LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -65,9 +69,16 @@ class Option(Struct, frozen=True):
         return f"SAGA_{self.name.upper()}"
 
 
+def _urls(text: str) -> list[str]:
+    return re.split(",(?=amqps?://)", text)
+
+
 FIELDS = (
+    Option("prefix", "TEXT", "what comes before each name on the broker"),
     Option("concurrency", "N", "how many handlers run at once", _whole),
     Option("prefetch", "N", "how many messages of each queue are taken ahead", _whole),
+    Option("compensation_concurrency", "N", "the same for the queue of compensations", _whole),
+    Option("compensation_prefetch", "N", "the same for the queue of compensations", _whole),
     Option("grace_period", "SECONDS", "how long running handlers may go on after a first signal", _seconds),
     Option("sweep_interval", "SECONDS", "how often the store is searched for what is due", _seconds),
     Option("republish_after", "SECONDS", "after how long a commit counts as left unpublished", _seconds),
@@ -75,8 +86,12 @@ FIELDS = (
 """Fields of the `Config`, which override what the application has set."""
 
 OPTIONS = (
-    Option("broker", "URL", "amqp://user:password@host:port/vhost"),
-    Option("store", "URL", "postgresql://user:password@host:port/database, or sqlite:///path"),
+    Option("broker", "URL", "amqp://user:password@host:port/vhost; several nodes with commas between", _urls),
+    Option(
+        "store",
+        "URL",
+        "postgresql://user:password@host:port/database, sqlite:///path, or none: a participant",
+    ),
     Option("schema", "NAME", "the schema that the tables are in, in PostgreSQL (saga)"),
     Option(
         "backend", "NAME", "the event loop: asyncio (the default), uvloop or trio", choices=tuple(BACKENDS)
@@ -171,10 +186,8 @@ def load_app(path: str) -> Config:
         found = Config(registries=(found,))
     if not isinstance(found, Config):
         raise UsageError(f"{what} is of type {type(found).__name__}, and has to be a Config or a Registry")
-    if not (found.actions or found.compensations):
-        raise UsageError(
-            f"{path} has no handlers, and an engine fails each step whose handler it does not have"
-        )
+    if not (found.actions or found.compensations or found.remote):
+        raise UsageError(f"{path} has no handlers, and names none that others have (Config.remote)")
     return found
 
 
@@ -203,7 +216,7 @@ def _service(path: str, settings: Mapping[str, Any]) -> Service:
         if name not in settings:
             raise UsageError(f"Say which {name} to use: --{name} URL, or SAGA_{name.upper()}")
     transport = AmqpTransport(settings["broker"])
-    store = open_store(settings["store"], settings.get("schema"))
+    store = None if settings["store"] == NO_STORE else open_store(settings["store"], settings.get("schema"))
     config = load_app(path)
     try:
         config = replace(

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
@@ -24,6 +24,7 @@ from saga_amqp.contracts import Store, Transport
 from saga_amqp.health import HealthFile
 from saga_amqp.manager import Manager
 from saga_amqp.observer import Moment, Observer, Point
+from saga_amqp.participant import Participant
 from saga_core import Command, Compensate, Execute, SagaError
 from saga_core.handlers import leaves
 
@@ -57,9 +58,10 @@ class Status(IntEnum):
 
 
 class Service:
-    """Runs an engine until a signal ends it. `name` is what it is called in the log.
+    """Runs an engine until a signal ends it: that of a manager, or without a store that of a participant.
 
-    With `health`, that file says how the engine is every `health_interval` seconds, from when it consumes to its end.
+    `name` is what it is called in the log. With `health`, that file says how the engine is every `health_interval`
+    seconds, from when it consumes to its end.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Service:
         name: str,
         config: Config,
         transport: Transport,
-        store: Store,
+        store: Store | None,
         *,
         health: Path | None = None,
         health_interval: float = 5.0,
@@ -80,7 +82,7 @@ class Service:
         self._health = None if health is None else HealthFile(health)
         self._health_interval = health_interval
         self._scope: anyio.CancelScope | None = None
-        self._manager: Manager | None = None
+        self._runner: Manager | Participant | None = None
         self._stopping = self._consuming = False
 
     def run(self, backend: str) -> Status:
@@ -119,16 +121,16 @@ class Service:
     async def _serve(self, signals: "Signals") -> None:
         with anyio.CancelScope() as self._scope:
             signals.tell(self._stop, self._scope.cancel)
-            logger.info("%s begins: %r, %r", self._name, self._transport, self._store)
+            logger.info("%s begins: %r, %r", self._name, self._transport, self._store or "a participant")
             async with (
-                self._store,
-                Manager(self._transport, self._store, self._config) as self._manager,
+                self._store or nullcontext(),
+                self._made() as runner,
                 anyio.create_task_group() as tasks,
             ):
+                self._runner = runner
 
                 async def consume(*, task_status: TaskStatus[None]) -> None:
-                    assert self._manager is not None
-                    await self._manager.run(task_status=task_status)
+                    await runner.run(task_status=task_status)
                     tasks.cancel_scope.cancel()
 
                 await tasks.start(consume)
@@ -136,11 +138,16 @@ class Service:
                 logger.info("%s takes messages, up to %d at once", self._name, self._config.concurrency)
                 await self._keep_health()
 
+    def _made(self) -> Manager | Participant:
+        if self._store is None:
+            return Participant(self._transport, self._config)
+        return Manager(self._transport, self._store, self._config)
+
     def _stop(self, signal_name: str) -> None:
         """Stop in order; where nothing has begun yet, there is nothing to put in order."""
         self._stopping = True
         assert self._scope is not None
-        if self._manager is None or not self._consuming:
+        if self._runner is None or not self._consuming:
             self._scope.cancel()
             return
         logger.info(
@@ -149,7 +156,7 @@ class Service:
             self._underway.handlers,
             self._config.grace_period,
         )
-        self._manager.stop()
+        self._runner.stop()
         self._write_health()
 
     async def _keep_health(self) -> None:
@@ -161,10 +168,10 @@ class Service:
             await anyio.sleep(self._health_interval)
 
     def _write_health(self) -> None:
-        if self._health is not None and self._manager is not None:
+        if self._health is not None and self._runner is not None:
             self._health.write(
                 stopping=self._stopping,
-                waits_for=self._manager.waits_for,
+                waits_for=self._runner.waits_for,
                 handlers=self._underway.handlers,
             )
 

@@ -30,6 +30,7 @@ from saga_amqp.transports.amqp import frames
 from saga_core import (
     Carried,
     ChildSaga,
+    Command,
     Compensate,
     Event,
     Execute,
@@ -40,12 +41,16 @@ from saga_core import (
     Saga,
     Skip,
     StartChild,
+    StateChanged,
     Step,
+    answer_event,
     child_saga,
+    decode_work,
     encode_command,
     encode_event,
     encode_saga,
     outstanding,
+    reply_of,
     transition,
     when,
 )
@@ -60,8 +65,20 @@ NOW = BORN + 100
 """When engines find what is written here. Retries are due then, and what was to take an hour is under way."""
 
 
+REPLIES = [
+    Reply(ID, "pay", 1, "execute", "succeeded", Raw(b'{"id":7}')),
+    Reply(ID, "pay", 2, "execute", "failed", error=Failure("no_funds", "refused", True, Raw(b'{"left":3}'))),
+    Reply(ID, "pay", 2, "execute", "failed", error=Failure("lost", "nobody knows"), unknown=True),
+    Reply(ID, "pay", 1, "execute", "skipped", reason="paid"),
+    Reply(ID, "pay", 1, "compensate", "deferred"),
+]
+NEWS = [StateChanged(ID, "trip", state, 3, BORN + 1.5, {"order": "o-7"}) for state in SagaState]
+
+
 class Scene(Struct):
     """One saga, in the notation of the core's tests, and what a person is to do about it.
+
+    With `replied` a participant has done what is outstanding, and its answer is on its way.
 
     `note` is that of the last commit: nobody has published it. What is outstanding otherwise is on its way, unless it
     is `lost`. With `child`, the child saga of a step is there, and these are its events.
@@ -74,6 +91,7 @@ class Scene(Struct):
     ask: str = ""
     note: float | None = None
     lost: bool = False
+    replied: bool = False
     child: str | None = None
 
 
@@ -103,6 +121,8 @@ SCENES = {
             "c": {"when": when("customer", "==", 7)},
         },
     ),
+    "done by a participant": Scene("a b", "a ok", replied=True),
+    "undone by a participant": Scene("a b", "a ok, b fails", replied=True),
     "skipped": Scene("a b c", "skip b, a skips"),
     "a graph": Scene("a b<a c<a d<b+c", "a ok, b ok"),
     "side by side": Scene("a< b< c<a+b", "b ok", Options(compensation_order="sequential")),
@@ -132,21 +152,25 @@ class Kept(Struct):
     origin: Saga
     events: Sequence[Event]
     saga: Saga
-    note: float | None = None
-    lost: bool = False
-    ask: str = ""
+    scene: Scene
 
     @property
     def in_flight(self) -> Sequence[Carried]:
-        return () if self.lost or self.note is not None else outstanding(self.saga)
+        commands = () if self.scene.lost or self.scene.note is not None else outstanding(self.saga)
+        return [_replied(command) for command in commands] if self.scene.replied else commands
+
+
+def _replied(command: Command) -> Reply:
+    assert isinstance(command, Execute | Compensate)
+    return reply_of(command, answer_event(command, {"done": command.step}, NOW))
 
 
 def kept() -> list[Kept]:
     found: list[Kept] = []
     for number, (label, scene) in enumerate(SCENES.items(), 10):
         origin = saga_of(scene.steps, id=f"{ID[:-2]}{number}", options=scene.options, **scene.more)
-        one = play(label, origin, scene.events)
-        found.append(Kept(label, origin, one.events, one.saga, scene.note, scene.lost, scene.ask))
+        one = play(label, origin, scene.events, scene)
+        found.append(one)
         if scene.child is not None:
             (begun,) = [
                 command
@@ -154,17 +178,18 @@ def kept() -> list[Kept]:
                 for command in outstanding(saga_at(origin, one.events, event))
                 if isinstance(command, StartChild)
             ][:1]
-            found.append(play(f"{label}: the child", child_saga(origin, begun, BORN + 2), scene.child))
+            child = child_saga(origin, begun, BORN + 2)
+            found.append(play(f"{label}: the child", child, scene.child, Scene("x")))
     return found
 
 
-def play(label: str, origin: Saga, text: str) -> Kept:
+def play(label: str, origin: Saga, text: str, scene: Scene) -> Kept:
     events, saga = events_of(text, origin.created_at), origin
     for event in events:
         answer = transition(saga, event)
         assert answer.ignored is None, f"{label}: {answer.ignored}"
         saga = answer.saga
-    return Kept(label, origin, events, saga)
+    return Kept(label, origin, events, saga, scene)
 
 
 def saga_at(origin: Saga, events: Sequence[Event], last: Event | None) -> Saga:
@@ -176,28 +201,18 @@ def saga_at(origin: Saga, events: Sequence[Event], last: Event | None) -> Saga:
 
 async def fill(store: Store, sagas: Sequence[Kept]) -> None:
     for one in sagas:
-        await store.create(one.origin, unpublished=None if one.events else one.note)
+        await store.create(one.origin, unpublished=None if one.events else one.scene.note)
         saga = one.origin
         for event in one.events:
             saga = transition(saga, event).saga
-            await store.commit(saga, event, unpublished=one.note if event is one.events[-1] else None)
-
-
-REPLIES = (
-    Reply(ID, "b", 1, "execute", "succeeded", Raw(b'{"n":1}')),
-    Reply(
-        ID, "b", 2, "execute", "failed", error=Failure("no", "no", True, Raw(b'{"why":"x"}')), unknown=True
-    ),
-    Reply(ID, "b", 3, "execute", "skipped", reason="nothing to do"),
-    Reply(ID, "b", 4, "compensate", "deferred"),
-)
+            await store.commit(saga, event, unpublished=one.scene.note if event is one.events[-1] else None)
 
 
 def asks(sagas: Sequence[Kept]) -> list[Ask]:
     """What people do, now that it is known which sagas there are."""
     found: list[Ask] = []
     for one in sagas:
-        match one.ask.split():
+        match one.scene.ask.split():
             case ["complete", step, ("execute" | "compensate") as operation]:
                 which: Operation = "execute" if operation == "execute" else "compensate"
                 found.append(Ask("complete", one.saga.token(step, which)))
@@ -209,11 +224,10 @@ def asks(sagas: Sequence[Kept]) -> list[Ask]:
 
 
 def published(command: Carried, saga: Saga | None = None) -> Published:
-    """Write down the message of a command; with a saga, as one for a participant, who is told of it."""
-    message = Config(remote=("#",)).message(command, saga)
-    wire = frames.publish_prefix(
-        1, message.exchange, message.routing_key, message.mandatory
-    ) + frames.content(1, message.body, message.id, message.type, message.headers)
+    """Return the message of a command; with its saga, that for a participant, for no handler is here."""
+    message = Config().message(command, saga)
+    wire = frames.publish_prefix(1, message.exchange, message.routing_key, mandatory=True)
+    wire += frames.content(1, message.body, message.id, message.type, message.headers)
     return Published(
         message.exchange,
         message.routing_key,
@@ -300,12 +314,8 @@ def write_bytes(directory: Path, sagas: Sequence[Kept], messages: Sequence[Publi
     """Write the files of which each line is one thing."""
     directory.mkdir(parents=True)
     every_command: list[Carried] = [*(command for command, _ in COMMANDS), *REPLIES]
-    for_participants = [
-        published(command, one.saga)
-        for one in sagas
-        for command in one.in_flight
-        if isinstance(command, Execute | Compensate)
-    ]
+    remote = [published(command, one.saga) for one in sagas for command in outstanding(one.saga)]
+    works = [one.body.encode() for one in remote if '"work":' in one.body]
     every_saga = [saga for saga, _ in SAGAS] + [one.saga for one in sagas]
     files = {
         "commands.jsonl": (
@@ -313,7 +323,9 @@ def write_bytes(directory: Path, sagas: Sequence[Kept], messages: Sequence[Publi
         ),
         "events.jsonl": ({"bytes": encode_event(one).decode(), "told": told(one)} for one, _ in EVENTS),
         "sagas.jsonl": ({"bytes": encode_saga(one).decode(), "told": told_of(one)} for one in every_saga),
-        "messages.jsonl": [*map(published, every_command), *messages, *for_participants],
+        "messages.jsonl": [*map(published, every_command), *messages, *remote],
+        "work.jsonl": ({"bytes": one.decode(), "told": told(decode_work(one))} for one in works),
+        "news.jsonl": ({"bytes": encode_command(one).decode(), "told": told(one)} for one in NEWS),
     }
     for name, rows in files.items():
         (directory / name).write_bytes(lines(rows))

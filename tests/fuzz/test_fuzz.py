@@ -25,16 +25,16 @@ def _filled(data: bytes) -> bytes:
 
 
 HUGE = {
-    "brackets": b"[" * 100_000 + b"]" * 100_000,
-    "open brackets": b"[" * LENGTH,
-    "objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
-    "a field of brackets": b'{"operation":"execute","type":"time_passed","at":1,"output":' + b"[" * 100_000,
-    "empty lists": b"[" + b"[]," * 20_000 + b"[]]",
+    "brackets": b"[" * 30_000 + b"]" * 30_000,
+    "100,000 open brackets": b"[" * LENGTH,
+    "objects": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    "a field of brackets": b'{"operation":"execute","type":"time_passed","at":1,"output":' + b"[" * 30_000,
+    "empty lists": b"[" + b"[]," * 5_000 + b"[]]",
     "a number": b'{"at":' + b"9" * LENGTH + b',"type":"time_passed"}',
     "a text": b'{"operation":"' + b"x" * LENGTH + b'"}',
     "escapes": b'{"operation":"' + rb"\u00e9" * 20_000 + b'"}',
-    "fields": b"{" + b",".join(b'"%d":%d' % (n, n) for n in range(20_000)) + b"}",
-    "records": b'{"progress":[' + b"{}," * 20_000 + b"{}]}",
+    "fields": b"{" + b",".join(b'"%d":%d' % (n, n) for n in range(5_000)) + b"}",
+    "records": b'{"progress":[' + b"{}," * 5_000 + b"{}]}",
     "dots": b"." * LENGTH,
     "zeros": bytes(LENGTH),
     "ones": b"\xff" * LENGTH,

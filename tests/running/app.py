@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,18 @@ def app() -> Config:
     )
 
 
+def participant() -> Config:
+    return replace(app(), step_queue="parts.steps", compensate_queue="parts.compensate")
+
+
+def orchestrator() -> Config:
+    return replace(app(), registries=(), remote=("do.*", "undo.*"))
+
+
 def failing() -> Config:
     def fail(moment: Moment) -> None:
         if moment.point is Point.RECEIVED:
             raise ValueError("a defect of the application")
-
-    from dataclasses import replace
 
     return replace(app(), observer=fail)
 

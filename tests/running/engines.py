@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ import anyio
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from saga_amqp import Manager
+from saga_amqp import AmqpTransport, Config, Manager
 from saga_amqp.databases import open_store
 from tests.engine.world import steps
 from tests.faults.world import DEADLINE, POLL_INTERVAL, messages_ready
@@ -88,10 +88,12 @@ class Place:
         return {"SAGA_BROKER": self.amqp_url, "SAGA_STORE": self.store_url, "TEST_UNIQUE": self.unique}
 
     @asynccontextmanager
-    async def manager(self) -> AsyncIterator[Manager]:
-        """Give a manager that starts and watches sagas, and runs none."""
+    async def manager(self, runs: Callable[[], Config] | None = None) -> AsyncIterator[Manager]:
+        """Give a manager that starts and watches sagas, and runs none, unless it is told with which configuration."""
         os.environ["TEST_UNIQUE"] = self.unique
-        async with open_store(self.store_url) as store, Manager(None, store, application.app()) as manager:
+        config = (runs or application.app)()
+        transport = None if runs is None else AmqpTransport(self.amqp_url)
+        async with open_store(self.store_url) as store, Manager(transport, store, config) as manager:
             yield manager
 
     async def start(self, manager: Manager, *names: str) -> str:

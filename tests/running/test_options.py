@@ -11,6 +11,7 @@ import pytest
 
 from saga_amqp import cli, running
 from saga_amqp.health import HealthFile
+from saga_amqp.participant import Participant
 from saga_amqp.service import Service, Signals, Status, Underway
 from saga_core import Compensate, Execute, Report, SagaState
 from tests.test_servers import ROOT
@@ -163,6 +164,7 @@ def test_a_registry_a_config_and_a_function_are_run() -> None:
         config = running.load_app(f"tests.running.app:{name}")
         assert set(config.actions) == {"do.a", "do.b"}
     assert config.exchange == "t.sagas"
+    assert running.load_app("tests.running.app:orchestrator").remote == ("do.*", "undo.*")
 
 
 def test_the_command_line_counts_more_than_the_environment_and_that_more_than_the_application(
@@ -179,9 +181,21 @@ def test_the_command_line_counts_more_than_the_environment_and_that_more_than_th
     assert (config.sweep_interval, config.grace_period) == (0.1, 10.0)
 
 
+def test_several_brokers_have_commas_between_them_and_within_their_passwords_too() -> None:
+    urls = "amqp://u:a,b@h1/,amqps://u:p@h2/v,amqp://h3"
+    assert running.read_settings({}, {"SAGA_BROKER": urls}) == {
+        "broker": ["amqp://u:a,b@h1/", "amqps://u:p@h2/v", "amqp://h3"]
+    }
+    made = service("tests.running.app:app", "--broker", urls, "--store", "none", "--prefix", "x.")
+    assert repr(made._transport) == "<AmqpTransport amqp://h1:5672/, amqps://h2:5671/v, amqp://h3:5672/>"
+    assert isinstance(made._made(), Participant)
+    assert made._config.exchange == "x.sagas"
+
+
 @pytest.mark.parametrize("option", running.OPTIONS, ids=lambda option: option.name)
 def test_every_option_has_its_variable(option: running.Option) -> None:
     text = option.choices[-1] if option.choices else "5"
+    text = URLS[1] if option.name == "broker" else text
     by_flag = running.read_settings({option.name: text}, {})
     assert (
         by_flag

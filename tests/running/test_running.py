@@ -18,6 +18,7 @@ from tests.faults.proxy import proxy_to
 from tests.faults.world import DEADLINE, POLL_INTERVAL
 from tests.histories import check_histories
 
+from . import app as application
 from .engines import Engine, Place
 
 
@@ -83,6 +84,21 @@ async def test_what_does_not_finish_in_time_runs_again_elsewhere(
             successor.send(signal.SIGTERM)
             assert await successor.ended() == Status.IN_ORDER, successor.log
         assert place.ready() == [0, 0, 0, 0]
+
+
+async def test_without_a_store_it_is_a_participant(place: Place, backend: str) -> None:
+    async with (
+        Engine.start(place, backend, "work", name="participant", SAGA_STORE="none") as participant,
+        place.manager(runs=application.orchestrator) as manager,
+        anyio.create_task_group() as tasks,
+    ):
+        await participant.until_logged("takes messages")
+        await tasks.start(manager.run)
+        saga_id = await place.start(manager, "a", "b")
+        assert (await manager.wait(saga_id)).is_completed
+        participant.send(signal.SIGTERM)
+        assert await participant.ended() == Status.IN_ORDER, participant.log
+        manager.stop()
 
 
 @pytest.mark.parametrize("how", ["hang", "cling"])
