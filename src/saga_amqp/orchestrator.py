@@ -41,6 +41,7 @@ from saga_core import (
     consequences,
     created,
     event_of,
+    news,
     order_to_undo,
     outstanding,
 )
@@ -236,7 +237,7 @@ class Orchestrator:
             return Outcome(parent)
         reason = f"its parent {parent.id} does not wait for it any more"
         outcome = await self._commit(child, CancelRequested(reason, self._clock()), command)
-        return outcome._replace(commands=outstanding(outcome.saga))
+        return _as_it_stands(outcome.saga)
 
     async def _child(self, parent: Saga, command: StartChild) -> Saga:
         try:
@@ -274,7 +275,7 @@ class Orchestrator:
                 # What else is outstanding is with the broker, or runs: it is left alone.
                 return outcome
             if not (outcome.saga.past_pivot or outcome.saga.is_compensated):
-                return outcome._replace(commands=outstanding(outcome.saga))
+                return _as_it_stands(outcome.saga)
             child = outcome.saga  # it went past its pivot, or was undone, before it could be told
 
     async def _pass_time(self, saga_id: str) -> None:
@@ -316,3 +317,8 @@ def _as_far_as_possible(saga_id: str) -> Generator[None]:
         logger.warning("What is next in saga %s is left to the sweep: %s", saga_id, error)
     except CodecError as error:
         logger.error("What is due in saga %s cannot be done: %s", saga_id, error)
+
+
+def _as_it_stands(saga: Saga) -> Outcome:
+    """Return what a saga waits for, and its state as news: whoever committed it may have told nobody."""
+    return Outcome(saga, outstanding(saga), news(None, saga))

@@ -21,7 +21,7 @@ from saga_amqp import (
     StepError,
 )
 from saga_amqp.contracts import Delivery, Queue, Topology
-from saga_core import Compensate, Execute, Reply, StateChanged
+from saga_core import Compensate, CompensateChild, Execute, Reply, StateChanged
 
 from .elsewhere import TwoServices, far
 from .test_engine import Crash
@@ -203,3 +203,23 @@ async def test_a_state_is_told_although_the_process_died_when_no_message_had_led
         told = ["completed"] if what == "start" else ["compensating", "compensated"]
         async with two.running(**TOLD):
             await news.until(saga, "started", *told)
+
+
+@pytest.mark.parametrize("point", [Point.COMMITTED, Point.PUBLISHING, Point.PUBLISHED, Point.ACKNOWLEDGING])
+async def test_a_child_that_is_undone_is_told_of_although_the_engine_died_over_the_order(
+    two: TwoServices, point: Point
+) -> None:
+    def die(moment: Moment) -> None:
+        if isinstance(moment.command, CompensateChild) and moment.point is point:
+            raise Crash
+
+    two.replace("do.b", fails)
+    child = Step(name="x", child=ChildSaga("inner", [far("a")]))
+    async with listening(two) as news, two.participating():
+        async with two.manager(observer=die, **TOLD) as manager:
+            with pytest.raises(Crash):
+                await run_alone(manager, lambda: manager.start("outer", [child, *steps("b")]))
+        async with two.running(**TOLD) as manager:
+            inner, outer = sorted(await two.all_sagas(), key=lambda saga: saga.name)
+            await manager.wait(outer.id)
+            await news.until(inner, "started", "completed", "compensating", "compensated")
