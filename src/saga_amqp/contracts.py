@@ -231,6 +231,8 @@ class Delivery(Protocol):
 
         The latter are `x-delivery-count` from a quorum queue, how often the message was given back, absent the first
         time; and on a dead letter `x-death`, a list of what befell it, the latest first.
+
+        Raises: FrameError, when a foreign publisher's cannot be decoded.
         """
         ...
 

@@ -28,6 +28,9 @@ from saga_core.states import SagaState
 
 WIRE_VERSION = 1
 
+LOOKED_AT = 1_048_576
+"""Bytes of a message that cannot be read in which its address is looked for; that takes a microsecond for each."""
+
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
@@ -86,7 +89,7 @@ def addressed(body: bytes) -> Execute | Compensate | StartChild | CompensateChil
     What is returned has no more than that. A reply and a report are about the command that they answer.
     """
     try:
-        address = _address.decode(_outline(body))
+        address = _address.decode(_outline(body[:LOOKED_AT]))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     about = (address.saga, address.step)

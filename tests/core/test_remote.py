@@ -59,6 +59,7 @@ from saga_core import (
     within_the_sagas_time,
     work_of,
 )
+from saga_core.codec import LOOKED_AT
 from saga_core.handlers import LONGEST_MESSAGE
 from saga_core.payload import DEEPEST, EMPTY
 
@@ -595,6 +596,13 @@ def test_which_attempt_a_message_is_about_is_read_from_one_that_cannot_be_read(
     body: bytes, about: Carried | None
 ) -> None:
     assert addressed(body) == about
+
+
+def test_an_address_is_looked_for_in_the_first_megabyte() -> None:
+    garbage = b'{"output":"' + b"x" * LOOKED_AT
+    assert addressed(garbage[:-1000] + b'",' + reply_in_json()[1:]) == ABOUT_B
+    assert addressed(garbage + b'",' + reply_in_json()[1:]) is None
+    assert addressed(reply_in_json()[:-1] + b"," + garbage[1:]) == ABOUT_B
 
 
 @property_test

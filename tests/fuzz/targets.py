@@ -20,29 +20,47 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
+from saga_amqp import Config, poison
 from saga_amqp.contracts import Delivery, Message
-from saga_amqp.errors import ConnectFailedError, ConnectionLostError, FrameError, StoreError, TransportError
+from saga_amqp.errors import (
+    ConnectFailedError,
+    ConnectionLostError,
+    FrameError,
+    StoreError,
+    TransportError,
+    UnroutableError,
+)
+from saga_amqp.poison import Poison
 from saga_amqp.retention import read_archived
 from saga_amqp.stores.rows import read_cursor
 from saga_amqp.transports.amqp import address, frames, properties
 from saga_amqp.transports.amqp.frames import Control, Decoder, Delivered
-from saga_amqp.transports.amqp.lanes import ConsumeLane, PublishLane
+from saga_amqp.transports.amqp.lanes import AmqpDelivery, ConsumeLane, PublishLane
 from saga_amqp.transports.amqp.link import _reason
 from saga_core import (
+    Carried,
     ChildRested,
     CodecError,
-    Command,
+    Compensate,
     CompensateChild,
     CompensationRequested,
+    Defer,
+    DefinitionError,
     Event,
+    Execute,
+    Failure,
     PayloadError,
+    Reply,
     Report,
     RetryRequested,
     Saga,
+    Skip,
     StartChild,
+    Step,
     TimePassed,
     TokenError,
     UnknownStepError,
+    answer_event,
     awaits,
     child_saga,
     consequences,
@@ -50,17 +68,23 @@ from saga_core import (
     decode_event,
     decode_payload,
     decode_saga,
+    decode_work,
     encode_command,
     encode_event,
     encode_payload,
     encode_saga,
+    event_of,
+    failure_event,
     order_to_undo,
     outstanding,
     redeem,
+    reply_of,
+    saga_at_work,
     saga_of,
     succeeded,
     transition,
     wake_at,
+    work_of,
 )
 from tests.core import notation
 from tests.core.test_codec import COMMANDS, EVENTS
@@ -68,6 +92,10 @@ from tests.core.test_codec import COMMANDS, EVENTS
 READ = "read"
 
 FIXTURES = Path(__file__).parents[1] / "formats"
+
+
+async def _nothing(saga: Saga, step: Step[Any]) -> None:
+    """Do nothing: a handler's name is all that is wanted."""
 
 
 class Target(NamedTuple):
@@ -122,10 +150,12 @@ def _take_command(data: bytes) -> str:
     return READ
 
 
-def _follow(origin: Saga, events: Sequence[Event], saga: Saga, command: Command) -> None:
+def _follow(origin: Saga, events: Sequence[Event], saga: Saga, command: Carried) -> None:
     """Do what an engine does with a command, but for the store, the broker and the handler."""
     at = saga.updated_at + 1
-    if awaits(saga, command):
+    if isinstance(command, Reply):
+        _apply(saga, event_of(command, at))
+    elif awaits(saga, command):
         if isinstance(command, StartChild):
             child = child_saga(saga, command, at)
             assert outstanding(child)
@@ -407,6 +437,102 @@ def _take_properties(data: bytes) -> str:
     return outcome
 
 
+# What an engine makes of a message ----------------------------------------------------------------------------------
+
+CONFIG = Config(
+    step_handlers={"do_a": _nothing, "do_b": _nothing}, compensation_handlers={"undo_a": _nothing}
+)
+WORKS = [
+    encode_command(command, work_of(saga, command))
+    for _, _, saga in STANDING
+    for command in outstanding(saga)
+    if isinstance(command, Execute | Compensate)
+]
+REPLIES = [
+    encode_command(reply_of(command, event))
+    for _, _, saga in STANDING
+    for command in outstanding(saga)
+    if isinstance(command, Execute | Compensate)
+    for event in (
+        answer_event(command, {"id": 7}, 1.5),
+        answer_event(command, Skip("nothing"), 1.5),
+        answer_event(command, Defer(), 1.5),
+        failure_event(command, Failure("no_funds", "refused", True, Raw(b'{"left":3}')), 1.5),
+    )
+]
+
+
+def _letter(properties_: bytes, body: bytes, where: int) -> bytes:
+    return bytes((where,)) + len(properties_).to_bytes(2, "big") + properties_ + body
+
+
+# Names that are as long as AMQP lets them be, and longer when what is no UTF-8 in them is mended.
+LONG = [
+    b"\x00\x80\xff" + b"\xff" * 255,
+    ContentHeader(
+        properties=spec.Basic.Properties(headers={"x-death": [{"queue": "q" * 4_000, "reason": "r" * 4_000}]})
+    ).marshal()[12:],
+]
+LETTER_SEEDS = [
+    _letter(about, body, where)
+    for body in (*WORKS[:4], *REPLIES[:6], *(data for _, data in COMMANDS), b"{", b"")
+    for where, about in (
+        (3, PROPERTY_SEEDS[0]),
+        (1, PROPERTY_SEEDS[0]),
+        (2, PROPERTY_SEEDS[1]),
+        (0, PROPERTY_SEEDS[2]),
+    )
+] + [_letter(about, body, 2) for about in LONG for body in (b"", *WORKS[:1])]
+
+
+def _take_letter(data: bytes) -> str:
+    """Take a message as an engine does: from the orchestrator's queue or from that of steps, come back or not."""
+    where, size = data[:1] or b"\x00", int.from_bytes(data[1:3], "big")
+    lane = ConsumeLane(CONSUMING, _Nowhere(), "queue", lambda _: None, lambda _: None)
+    event = Delivered(CONSUMING, 1, bool(where[0] & 1), data[3 : 3 + size], data[3 + size :])
+    delivery = AmqpDelivery(lane, event)
+    queue = CONFIG.orchestrator if where[0] & 2 else CONFIG.step_queue
+    command, found = poison.examine(delivery, queue, CONFIG)
+    if found is not None:
+        _bury(found, delivery, queue)
+        return Poison.__name__
+    assert command is not None
+    for origin, events, saga in STANDING:
+        with contextlib.suppress(UnknownStepError):
+            _follow(origin, events, saga, command)
+    if isinstance(command, Execute | Compensate):
+        _participate(command, delivery, queue)
+    return READ
+
+
+def _bury(found: Poison, delivery: Delivery, queue: str) -> None:
+    for _, _, saga in STANDING[::4]:
+        told = found.event(saga.updated_at + 1)
+        if told is not None:
+            with contextlib.suppress(UnknownStepError):
+                _apply(saga, told)
+    letter = poison.burial(found, delivery, queue, CONFIG, 1_700_000_000.0)
+    frames.publish_prefix(PUBLISHING, letter.exchange, letter.routing_key, mandatory=True)
+    frames.content(PUBLISHING, letter.body, letter.id, letter.type, letter.headers)
+    assert poison.unroutable(letter, UnroutableError("the queue is gone"), CONFIG) is None
+
+
+def _participate(command: Execute | Compensate, delivery: Delivery, queue: str) -> None:
+    try:
+        work = decode_work(delivery.body)
+        saga = saga_at_work(command, work)
+    except (CodecError, DefinitionError) as error:
+        _bury(Poison(poison.Reason.UNDECODABLE, str(error), command), delivery, queue)
+        return
+    with contextlib.suppress(
+        msgspec.DecodeError, UnicodeDecodeError
+    ):  # an error of the handler's, as it is in an engine
+        str(saga.step(command.step))
+    for end in (answer_event(command, None, 1.5), failure_event(command, Failure("a", "b"), 1.5)):
+        message = CONFIG.message(reply_of(command, end))
+        frames.content(PUBLISHING, message.body, message.id, message.type, message.headers)
+
+
 # Addresses and cursors ----------------------------------------------------------------------------------------------
 
 PASSWORD = "hunter2hunter2"
@@ -459,6 +585,7 @@ TARGETS = {
     "tokens": Target(_take_token, TOKEN_SEEDS),
     "streams": Target(_take_stream, FRAME_SEEDS),
     "properties": Target(_take_properties, PROPERTY_SEEDS),
+    "letters": Target(_take_letter, LETTER_SEEDS),
     "addresses": Target(_take_address, ADDRESS_SEEDS),
     "cursors": Target(_take_cursor, CURSOR_SEEDS),
 }

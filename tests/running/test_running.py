@@ -14,7 +14,8 @@ from anyio.abc import SocketAttribute
 
 from saga_amqp.service import Status
 from saga_core import StepState
-from tests.faults.world import DEADLINE, POLL_INTERVAL, proxy_to
+from tests.faults.proxy import proxy_to
+from tests.faults.world import DEADLINE, POLL_INTERVAL
 from tests.histories import check_histories
 
 from .engines import Engine, Place
