@@ -9,7 +9,6 @@ from typing import Self
 
 import anyio
 from anyio.abc import TaskStatus
-from msgspec.structs import replace
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Delivery, Message, Transport
@@ -22,15 +21,12 @@ from saga_core import (
     CodecError,
     Compensate,
     DefinitionError,
-    Event,
     Execute,
-    Failure,
     TimePassed,
     decode_work,
     reply_of,
     saga_at_work,
 )
-from saga_core.payload import EMPTY
 
 logger = logging.getLogger("saga_amqp.engine")
 
@@ -121,25 +117,14 @@ class _Participation:
         event = await run_handler(self._config, self._clock, saga, command, work.token)
         if isinstance(event, TimePassed):
             return ()  # the orchestrator has a clock too
-        return [self._reply(command, event)]
+        return [self._config.message(reply_of(command, event))]
 
     async def give_up(self, poison: Poison) -> Sequence[Message]:
         command = poison.about
         if not isinstance(command, Execute | Compensate):
             return ()
         event = poison.event(self._clock())
-        return () if event is None else [self._reply(command, event)]
+        return () if event is None else [self._config.message(reply_of(command, event))]
 
     async def attend(self, fail: Callable[[Exception], None]) -> None:
         await anyio.sleep_forever()
-
-    def _reply(self, command: Execute | Compensate, event: Event) -> Message:
-        reply = reply_of(command, event)
-        message = self._config.message(reply)
-        size, most = len(message.body), self._config.max_message_size
-        if size <= most:
-            return message
-        failure = Failure(Reason.OVERSIZE, f"The reply has {size} bytes, and max_message_size is {most}")
-        unknown = reply.unknown or reply.outcome == "succeeded"
-        reply = replace(reply, outcome="failed", output=EMPTY, error=failure, unknown=unknown)
-        return self._config.message(reply)

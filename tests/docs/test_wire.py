@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from saga_amqp import ChildSaga, MemoryTransport, Point, RetryPolicy, Saga, Skip, Step, StepError, StepState
 from saga_amqp.contracts import Message, Settled
-from saga_amqp.poison import Reason
+from saga_amqp.poison import ADDED, Reason
 from saga_amqp.transports.amqp.topology import arguments
 from saga_core import Compensate, Execute, Failure, Reply, StateChanged, Work
 from tests.engine.elsewhere import TwoServices, far
@@ -221,4 +221,9 @@ def test_the_page_names_the_arguments_of_a_participants_queues() -> None:
 
 
 def test_the_page_names_every_reason_for_which_a_step_can_fail() -> None:
-    assert {*Reason} - {*table("code | what happened | undone too")} == {"unknown_saga", "unknown_step"}
+    untold = {"unknown_saga", "unknown_step", "unreadable_saga"}  # there is no step to be told
+    assert {*Reason} - {*table("code | what happened | undone too")} == untold
+
+
+def test_the_page_names_the_headers_of_a_dead_letter() -> None:
+    assert all(f"`{header}`" in PAGE.read_text() for header in ADDED)

@@ -696,7 +696,16 @@ async def test_a_reply_that_is_too_long_says_so_instead(two: TwoServices, what: 
     error = error_of(saga, "a")
     assert (error.code, error.retryable) == ("oversize", False)
     assert "and max_message_size is 2000" in error.message
-    assert two.calls == (["far.a", "unfar.a"] if what == "output" else ["far.a"])
+    assert two.calls == ["far.a", "unfar.a"]
+
+
+async def test_a_command_that_is_too_long_for_a_participant_fails_its_step(two: TwoServices) -> None:
+    async with two.participating(max_message_size=1_000) as participant, two.running() as manager:
+        saga = await manager.start("s", [far("a", input={"text": "x" * 1_000})])
+        assert (await manager.wait(saga.id)).at_rest
+        assert participant.dead_lettered()["oversize"] >= 1
+    assert error_of(await two.store.load(saga.id), "a").code == "oversize"
+    assert "far.a" not in two.calls
 
 
 @pytest.mark.parametrize(
