@@ -163,7 +163,7 @@ def report(soak: Soak) -> Iterator[str]:
     yield f"  at rest   {_counts((name, f'{soak.before.counts[name]} → {last.counts[name]}') for name in AT_REST)}"
     yield f"  in flight {' and '.join(f'{crowd:,}' for crowd in soak.crowds)} at most, in either half"
     yield f"  latency   {_times(soak)}"
-    cpu = (last.cpu - soak.before.cpu) / max(soak.started, 1) * 1e3
+    cpu = (last.cpu - soak.before.cpu) / max(sum(soak.ended.values()), 1) * 1e3
     yield f"  cpu       {cpu:.2f} ms of each saga, its client and all looks included"
 
 

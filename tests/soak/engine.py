@@ -45,7 +45,9 @@ Phase = Literal["before", "under load", "after"]
 class Setting(Struct, frozen=True):
     """One run: for so many seconds, so many sagas a second; a look at itself every so many seconds.
 
-    `store` is a URL, or empty for one in memory.
+    Before that, so many at once that the engine has had what it takes for a `crowd`: memory that was once needed is
+    not given back, and would else count as growth when a busy machine lets sagas pile up. `store` is a URL, or empty
+    for one in memory.
     """
 
     loop: str
@@ -55,6 +57,7 @@ class Setting(Struct, frozen=True):
     seconds: float
     rate: float
     every: float
+    crowd: int = 1_000
 
 
 class Told(Struct, frozen=True):
@@ -80,8 +83,16 @@ class Load:
         self._times: list[float] = []
         self._counted = -OBJECTS_EVERY
 
+    async def warm_up(self, manager: Manager) -> None:
+        """Start a crowd at once, and return when all have come to rest."""
+        async with anyio.create_task_group() as clients:
+            for number in range(self._setting.crowd):
+                kind = KINDS[number % len(KINDS)]
+                clients.start_soon(self._client, manager, kind, number, time.monotonic())
+
     async def run(self, manager: Manager) -> None:
         """Start sagas until the time is over, and return when all have come to rest, or were given up."""
+        self._times.clear()
         self._began = time.monotonic()
         with anyio.move_on_after(self._setting.seconds + LAST):
             async with anyio.create_task_group() as clients:
@@ -101,11 +112,12 @@ class Load:
         if saga.state is not kind.ends:
             self._wrong[kind.name] += 1
 
-    async def look(self, manager: Manager) -> None:
-        """Look every so often, for ever."""
+    async def look(self, manager: Manager, store: Store) -> None:
+        """Purge and look every so often, for ever."""
         for number in range(1, sys.maxsize):
             due = self._began + number * self._setting.every
             await anyio.sleep(max(due - time.monotonic(), 0.0))
+            await purge(store, before=time.time() - KEPT)
             await self.tell(manager, "under load")
 
     async def tell(self, manager: Manager, phase: Phase) -> None:
@@ -132,13 +144,6 @@ class Load:
         print(msgspec.json.encode(told).decode(), flush=True)
 
 
-async def forget(store: Store, every: float) -> None:
-    """Purge sagas that have rested for long enough, for ever."""
-    while True:
-        await anyio.sleep(every)
-        await purge(store, before=time.time() - KEPT)
-
-
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Store]:
     async with AsyncExitStack() as stack:
@@ -162,8 +167,8 @@ async def main(setting: Setting) -> None:
             load = Load(setting)
             await load.tell(manager, "before")
             async with anyio.create_task_group() as beside:
-                beside.start_soon(forget, store, min(KEPT, setting.every))
-                beside.start_soon(load.look, manager)
+                await load.warm_up(manager)
+                beside.start_soon(load.look, manager, store)
                 await load.run(manager)
                 beside.cancel_scope.cancel()
             await anyio.sleep(setting.every)

@@ -135,6 +135,7 @@ def test_an_engine_that_is_soaked_for_a_moment_ends_every_saga_as_it_must(amqp_u
         seconds=1.0,
         rate=20.0,
         every=0.25,
+        crowd=10,
     )
     command = [
         sys.executable,
@@ -148,14 +149,15 @@ def test_an_engine_that_is_soaked_for_a_moment_ends_every_saga_as_it_must(amqp_u
     told = [msgspec.json.decode(line, type=Told) for line in ran.stdout.splitlines()]
     assert [told[0].phase, told[1].phase, told[-1].phase] == ["before", "under load", "after"]
     last = told[-1]
+    assert last.started == 20
     assert last.wrong == {}
     assert last.ended == {
-        "plain": 10,
-        "undone": 2,
-        "deferred": 2,
-        "retried": 2,
-        "with a child": 2,
-        "delayed": 2,
+        "plain": 15,
+        "undone": 3,
+        "deferred": 3,
+        "retried": 3,
+        "with a child": 3,
+        "delayed": 3,
     }
     assert all(
         last.sample.counts[name] == told[0].sample.counts[name] for name in ("tasks", "stored", "in flight")
