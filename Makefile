@@ -4,6 +4,8 @@
 # make docs    write what is generated in docs
 # make simulate  run whole worlds of engines, brokers and faults: SEEDS=1000 many, SEED=7 one and its story
 # make chaos MINUTES=10  move money while engines, broker and databases are killed, and see that no cent is lost; SEED=…
+# make fuzz MINUTES=10  give spoilt messages, frames, sagas, tokens and addresses to whatever reads them
+# make soak MINUTES=10 RATE=50  run an engine at a steady rate and see that nothing grows; BACKEND=trio, STORE=sqlite
 # make mutation  break the core on purpose and see whether the tests notice: 20 minutes or more
 #
 # Everything runs in .venv, which is made from PYTHON with the versions of constraints.txt.
@@ -15,6 +17,9 @@ FIRST ?= 0
 JOBS ?= 2
 MINUTES ?= 10
 SEED ?=
+RATE ?= 50
+BACKEND ?= asyncio
+STORE ?= postgres
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +27,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench fmt clean dev docs mutation simulate chaos
+.PHONY: help demo test check bench fmt clean dev docs mutation simulate chaos fuzz soak
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -42,7 +47,8 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-bench: $(VENV)/.installed-dev
+# What it is compared with, it does without where that cannot be installed.
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 fmt: $(VENV)/.installed-dev
@@ -60,13 +66,22 @@ simulate: $(VENV)/.installed-dev
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -W error -m tests.faults.bank --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# Inputs that did what they must not are kept in .fuzz/found; python -m tests.fuzz --help says how to try one again.
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python -W error -m tests.fuzz --minutes $(MINUTES) $(ARGS)
+
+# RATE is sagas a second; BACKEND asyncio, uvloop or trio; STORE memory, sqlite or postgres. Results are left in .soak.
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --rate $(RATE) --backend $(BACKEND) --store $(STORE) $(ARGS)
+
 mutation: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutation.py $(ARGS)
 
 dev: $(VENV)/.installed-dev
 
 clean:
-	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .coverage .coverage.* .fuzz .hypothesis .mypy_cache .pytest_cache .ruff_cache .soak
+	rm -rf benchmarks/node/node_modules
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
@@ -75,6 +90,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev benchmarks/node/package.json
+	-$(INSTALL) --editable '.[dev,peers]'
+	-command -v npm >/dev/null && npm install --prefix benchmarks/node --silent --ignore-scripts --no-package-lock
+	@touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev
+	$(INSTALL) --editable '.[fuzz]'
 	@touch $@
 
 # Debian splits venv off from Python. Without its package the first attempt leaves half an environment behind.

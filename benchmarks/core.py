@@ -5,15 +5,16 @@ by events that are there already, so that nothing but transitions is measured, o
 """
 
 import gc
-import itertools
-import time
-from collections.abc import Callable, Iterable, Sequence
+import importlib
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from types import ModuleType
 
 from msgspec import Raw
 
-from benchmarks.runner import Ratio, Report, Rival, Rounds, Sample, lines, machine, ratio, say, take_turns
+from benchmarks.report import Report, machine
+from benchmarks.runner import Options, Ratio, Rival, Rounds, Sample, lines, ratio, repeatedly, take_turns
 from saga_core import (
     CompensationSucceeded,
     Event,
@@ -33,47 +34,104 @@ SIZES = (3, 10, 100, 1_000)
 SAGA = "01J" + "0" * 23
 OUTPUT = Raw(b'{"ok":true}')
 BROKEN = Failure("broken", "as planned")
-LOOK = 0.001  # seconds
 WAYS = (CREATED, CREATED_UNDONE, DRIVEN) = (
     "created, completed",
     "created, the last fails, all undone",
     "completed, events ready",
 )
-PEERS = (PEER_CREATED, PEER_SAGA, PEER_BARE) = (
-    "transitions: a model made, three triggers",
-    "transitions: three triggers that check the attempt, keep the output, tell what is next",
-    "transitions: three triggers and nothing else",
+PEERS = {"transitions": "with_transitions", "python-statemachine": "with_statemachine"}
+PEER_CREATED, PEER_SAGA, PEER_BARE = (
+    "made, three triggers",
+    "three triggers that check the attempt, keep the output, tell what is next",
+    "three triggers and nothing else",
 )
+PEER_WAYS = {PEER_CREATED: "created", PEER_SAGA: "like_a_saga", PEER_BARE: "bare"}
+KEPT = 1_000
+"""How many sagas are made, of three steps, to see what memory one takes."""
 
 
-def run(*, quick: bool) -> Report:
+def run(options: Options) -> Iterator[Report]:
     """Measure sagas that complete and sagas that are undone, and a well-known state machine beside them."""
-    seconds = 0.05 if quick else 0.4
+    seconds = 0.05 if options.quick else 0.25
     rivals = [
-        Rival(_name(size, way), _repeatedly(partial(_saga, size, way), seconds))
+        Rival(_name(size, way), repeatedly(partial(_saga, size, way), seconds))
         for way in WAYS
         for size in SIZES
     ]
-    skipped: tuple[str, ...] = ()
-    try:
-        rivals += [Rival(name, _repeatedly(_peer(name), seconds)) for name in PEERS]
-    except ModuleNotFoundError:
-        skipped = ("transitions is not installed (extra: bench)",)
+    peers, skipped = _peers()
+    rivals += [
+        Rival(f"{peer}: {way}", repeatedly(getattr(module, made), seconds))
+        for peer, module in peers.items()
+        for way, made in PEER_WAYS.items()
+    ]
     gc.enable()
-    rounds = take_turns(rivals, repeats=3 if quick else 9, say=say)
-    return Report(
+    rounds = take_turns(rivals, options, 5)
+    yield Report(
         "core: events answered, one whole saga after the other",
         "transitions/s",
         lines(rounds),
-        tuple(_ratios(rounds, peer=not skipped)),
+        tuple(_ratios(rounds)),
         skipped,
         {**machine(), "gc": "on" if gc.isenabled() else "off"},
     )
+    yield Report(
+        "core: what a saga takes in memory", "bytes", lines(_memory(peers, options)), skipped=skipped
+    )
+
+
+def _peers() -> tuple[Mapping[str, ModuleType], tuple[str, ...]]:
+    """Return the peers that are installed, and what there is to say of the others."""
+    found: dict[str, ModuleType] = {}
+    missing: list[str] = []
+    for peer, module in PEERS.items():
+        try:
+            found[peer] = importlib.import_module(f"benchmarks.machines.{module}")
+        except ModuleNotFoundError:
+            missing.append(f"{peer} is not installed (extra: peers)")
+    return found, tuple(missing)
+
+
+def _memory(peers: Mapping[str, ModuleType], options: Options) -> Rounds:
+    """Return how many bytes are allocated for each saga that is kept, as Python counts them."""
+    made: dict[str, Callable[[int], object]] = {}
+    for size in SIZES:
+        for state, share in (("created", 0.0), ("completed", 1.0)):
+            made[f"memory, {size:,} steps, {state}"] = partial(_kept, size, share)
+    for peer, module in peers.items():
+        made[f"memory, {peer}: a machine of three steps"] = module.many
+    rounds: dict[str, list[Sample]] = {}
+    for name, make in made.items():
+        if options.wants(name):
+            count = KEPT if "1,000" not in name else KEPT // 50
+            make(1)  # what is made once for all is not counted
+            gc.collect()
+            tracemalloc.start()
+            kept = make(count)
+            gc.collect()
+            rounds[name] = [Sample(tracemalloc.get_traced_memory()[0] / count, 0.0)]
+            tracemalloc.stop()
+            del kept
+    return rounds
+
+
+def _kept(size: int, share: float, count: int) -> list[Saga]:
+    """Return so many sagas, each with this share of its steps completed."""
+    sagas: list[Saga] = []
+    for number in range(count):
+        saga = new_saga("benchmark", _steps(size), {"order": number}, id=f"01J{number:023d}", at=0.0)
+        for step in [step.name for step in saga.steps][: int(size * share)]:
+            saga = transition(saga, StepSucceeded(step, 1, Raw(b'{"ok":%d}' % number), 1.0)).saga
+        sagas.append(saga)
+    return sagas
+
+
+def _steps(size: int) -> Sequence[Step]:
+    return [Step(name=f"step{i}", action="do", compensation="undo") for i in range(size)]
 
 
 def _saga(size: int, way: str) -> Callable[[], int]:
     """Return a function that drives one saga to its rest and returns how many transitions that took."""
-    steps: Sequence[Step] = [Step(name=f"step{i}", action="do", compensation="undo") for i in range(size)]
+    steps = _steps(size)
     rest = SagaState.COMPENSATED if way == CREATED_UNDONE else SagaState.COMPLETED
     failing = steps[-1].name if way == CREATED_UNDONE else None
 
@@ -122,108 +180,15 @@ def _replay(created: Saga, events: Sequence[Event]) -> Callable[[], int]:
     return drive
 
 
-def _peer(way: str) -> Callable[[], Callable[[], int]]:
-    """Return a saga of three steps as a machine of `transitions`: started, three steps, completed.
-
-    Raises: ModuleNotFoundError.
-    """
-    from transitions import Machine
-
-    like_a_saga = {"conditions": "awaited", "after": "tell"} if way == PEER_SAGA else {}
-    states = ["first", "second", "third", "completed"]
-    table = [
-        {"trigger": "succeeded", "source": source, "dest": dest, **like_a_saga}
-        for source, dest in itertools.pairwise(states)
-    ]
-
-    class Model:
-        state: str
-        succeeded: Callable[..., bool]
-
-        def __init__(self) -> None:
-            self.attempt = 1
-            self.outputs: dict[str, Raw] = {}
-            self.commands: tuple[tuple[str, int], ...] = ()
-
-        def awaited(self, step: str, attempt: int, output: Raw) -> bool:
-            return step == self.state and attempt == self.attempt
-
-        def tell(self, step: str, attempt: int, output: Raw) -> None:
-            self.outputs[step] = output
-            self.commands = () if self.state == "completed" else ((self.state, 1),)
-
-    machine_: Any = Machine(
-        model=None, states=states, transitions=table, initial="first", auto_transitions=False
-    )
-    kept = Model()
-    machine_.add_model(kept)
-
-    def created() -> int:
-        model = Model()
-        machine_.add_model(model)
-        for _ in range(3):
-            model.succeeded()
-        machine_.remove_model(model)
-        if model.state != "completed":
-            raise AssertionError(model.state)
-        return 3
-
-    def bare() -> int:
-        kept.state = "first"
-        for _ in range(3):
-            kept.succeeded()
-        if kept.state != "completed":
-            raise AssertionError(kept.state)
-        return 3
-
-    def saga() -> int:
-        kept.state = "first"
-        for step in states[:-1]:
-            kept.succeeded(step, 1, OUTPUT)
-        if kept.state != "completed":
-            raise AssertionError(kept.state)
-        return 3
-
-    return lambda: {PEER_CREATED: created, PEER_SAGA: saga, PEER_BARE: bare}[way]
-
-
-def _repeatedly(prepare: Callable[[], Callable[[], int]], seconds: float) -> Callable[[], Sample]:
-    """Return a measurement: call a prepared function for so many seconds, after half of that as warm-up."""
-
-    def measure() -> Sample:
-        drive = prepare()
-        _until(seconds / 2, drive)
-        cpu = time.process_time()
-        transitions, taken = _until(seconds, drive)
-        return Sample(transitions / taken, (time.process_time() - cpu) / transitions * 1e6)
-
-    return measure
-
-
-def _until(seconds: float, drive: Callable[[], int]) -> tuple[int, float]:
-    """Call a function for so many seconds; return how many transitions that were, and the seconds taken.
-
-    The clock is looked at every millisecond or so: looking each time would make a saga of three steps a tenth dearer.
-    """
-    began, transitions, calls, more = time.perf_counter(), 0, 0, 1
-    while True:
-        for _ in range(more):
-            transitions += drive()
-        calls += more
-        taken = time.perf_counter() - began
-        if taken >= seconds:
-            return transitions, taken
-        more = max(1, int(LOOK * calls / taken))
-
-
-def _ratios(rounds: Rounds, *, peer: bool) -> Iterable[Ratio]:
+def _ratios(rounds: Rounds) -> Iterator[Ratio]:
     small, large = SIZES[0], SIZES[-1]
     for way in WAYS:
         name = f"flatness, {way}: {large:,} steps / {small} steps"
-        yield ratio(name, rounds, [_name(large, way)], [_name(small, way)])
-    if peer:
+        yield from ratio(name, rounds, [_name(large, way)], [_name(small, way)])
+    for peer in PEERS:
         for way, rival in ((CREATED, PEER_CREATED), (DRIVEN, PEER_SAGA), (DRIVEN, PEER_BARE)):
-            yield ratio(f"{_name(small, way)} / {rival}", rounds, [_name(small, way)], [rival])
+            name = f"{peer}: {rival}"
+            yield from ratio(f"{_name(small, way)} / {name}", rounds, [_name(small, way)], [name])
 
 
 def _name(size: int, way: str) -> str:

@@ -4,29 +4,12 @@ Each run is a process of its own (`python -m benchmarks.relays`). The course, an
 is in `relays/course.py`.
 """
 
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import msgspec
-
-from benchmarks.relays.course import Outcome
-from benchmarks.runner import (
-    Ratio,
-    Report,
-    Rival,
-    Rounds,
-    Sample,
-    lines,
-    load,
-    machine,
-    ratio,
-    say,
-    take_turns,
-    thrift,
-)
-from tests.servers import broker
+from benchmarks.children import Servers, hops, hops_in_node, node_program, servers
+from benchmarks.report import Report, load, machine
+from benchmarks.runner import Options, Ratio, Rival, Rounds, Sample, lines, ratio, take_turns, thrift
 
 IN_FLIGHT = 300
 LOOPS = ("asyncio", "uvloop", "trio")
@@ -38,41 +21,37 @@ RELAYS = {
     "bare-tasks": ("bare wire, a task per message", LOOPS),
     "bare-calls": ("bare wire, callbacks only", LOOPS),
 }
+AMQPLIB = "Node's amqplib"
 
 
-def run(*, quick: bool) -> Report:
+def run(options: Options) -> Iterator[Report]:
     """Measure every relay on every loop that it can run on."""
-    before = load()
-    with broker() as rabbit:
+    before, skipped = load(), []
+    with servers() as there:
         rivals = [
-            Rival(_name(relay, loop), partial(_measure, relay, loop, rabbit.url(), quick=quick))
+            Rival(_name(relay, loop), partial(_measure, relay, loop, there, quick=options.quick))
             for relay, (_, loops) in RELAYS.items()
             for loop in loops
         ]
-        rounds = take_turns(rivals, repeats=2 if quick else 7, say=say)
-        version = rabbit.version
-    return Report(
+        if node_program():
+            more = [str(15_000 if options.quick else 45_000), str(IN_FLIGHT)]
+            rivals.append(Rival(AMQPLIB, partial(hops_in_node, there, more)))
+        else:
+            skipped.append(f"{AMQPLIB} needs Node and `npm install` in benchmarks/node")
+        rounds = take_turns(rivals, options, 3)
+    yield Report(
         f"relay: a hop through a quorum queue ({IN_FLIGHT} in flight, 400-byte persistent JSON)",
         "hops/s",
         lines(rounds),
         tuple(_ratios(rounds)),
-        facts={**machine(), "load before": before, "rabbitmq": version},
+        tuple(skipped),
+        {**machine(), "load before": before, **there.facts},
     )
 
 
-def _measure(relay: str, loop: str, url: str, *, quick: bool) -> Sample:
-    """Run one relay in a fresh process.
-
-    Raises: RuntimeError when it fails, be it only one of its checks.
-    """
-    hops = (10_000 if relay.startswith("aiormq") else 30_000) // (3 if quick else 1)
-    command = [sys.executable, "-m", "benchmarks.relays", relay, loop, "--url", url]
-    command += ["--hops", str(hops), "--in-flight", str(IN_FLIGHT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        raise RuntimeError(f"{_name(relay, loop)} failed:\n{done.stderr}")
-    outcome = msgspec.json.decode(done.stdout, type=Outcome)
-    return Sample(outcome.rate, outcome.cpu)
+def _measure(relay: str, loop: str, servers: Servers, *, quick: bool) -> Sample:
+    count = (10_000 if relay.startswith("aiormq") else 30_000) // (3 if quick else 1)
+    return hops(relay, loop, servers, ["--hops", str(count), "--in-flight", str(IN_FLIGHT)])
 
 
 def _ratios(rounds: Rounds) -> Iterator[Ratio]:
@@ -81,18 +60,19 @@ def _ratios(rounds: Rounds) -> Iterator[Ratio]:
         what = RELAYS[relay][0]
         for loop in LOOPS[:2]:
             name = f"{what} / {best}, both on {loop}"
-            yield ratio(name, rounds, [_name(relay, loop)], [_name("aiormq-best", loop)])
-        yield ratio(f"{what} / {best}, best loops", rounds, _all(relay), _all("aiormq-best"))
-        yield ratio(f"{what} / aiormq as usual, best loops", rounds, _all(relay), _all("aiormq-usual"))
+            yield from ratio(name, rounds, [_name(relay, loop)], [_name("aiormq-best", loop)])
+        yield from ratio(f"{what} / {best}, best loops", rounds, _all(relay), _all("aiormq-best"))
+        yield from ratio(f"{what} / aiormq as usual, best loops", rounds, _all(relay), _all("aiormq-usual"))
         bare = relay.replace("saga", "bare")
-        yield ratio(f"{what} / {RELAYS[bare][0]}, best loops", rounds, _all(relay), _all(bare))
+        yield from ratio(f"{what} / {RELAYS[bare][0]}, best loops", rounds, _all(relay), _all(bare))
+        yield from ratio(f"{what} / {AMQPLIB}, best loops", rounds, _all(relay), [AMQPLIB])
     for relay, (what, loops) in RELAYS.items():
         if "trio" in loops:
             name = f"{what}: trio / asyncio"
-            yield ratio(name, rounds, [_name(relay, "trio")], [_name(relay, "asyncio")])
+            yield from ratio(name, rounds, [_name(relay, "trio")], [_name(relay, "asyncio")])
     for relay in ("saga-tasks", "saga-calls"):
         name = f"processor time of {best} / {RELAYS[relay][0]}, best loops"
-        yield thrift(name, rounds, _all(relay), _all("aiormq-best"))
+        yield from thrift(name, rounds, _all(relay), _all("aiormq-best"))
 
 
 def _name(relay: str, loop: str) -> str:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,8 @@ import anyio
 from msgspec import Raw
 from ulid import ULID
 
-from benchmarks.runner import Ratio, Report, Rival, Rounds, Sample, lines, machine, ratio, say, take_turns
+from benchmarks.report import Report, machine
+from benchmarks.runner import Options, Ratio, Rival, Rounds, Sample, lines, ratio, take_turns
 from saga_amqp import MemoryStore, SQLiteStore
 from saga_amqp.contracts import Store
 from saga_amqp.stores.rows import snapshot_due
@@ -27,9 +28,9 @@ LOOPS = ("asyncio", "trio")
 AT_ONCE = (1, 50, 200)
 
 
-def run(*, quick: bool) -> Report:
+def run(options: Options) -> Iterator[Report]:
     """Measure every store alone and with many sagas at once, and long sagas beside short ones."""
-    seconds = 0.3 if quick else 2.0
+    seconds = 0.3 if options.quick else 0.7
     skipped: list[str] = []
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saga-storage-")))
@@ -50,8 +51,8 @@ def run(*, quick: bool) -> Report:
             for loop in LOOPS
             for steps, at_once in [*((SHORT, many) for many in AT_ONCE), (LONG, 1)]
         ]
-        rounds = take_turns(rivals, repeats=2 if quick else 5, say=say)
-    return Report(
+        rounds = take_turns(rivals, options, 3)
+    yield Report(
         "storage: commits, each a compare-and-set and a row of history",
         "commits/s",
         lines(rounds),
@@ -121,16 +122,16 @@ def _written() -> str:
     return "events + snapshots, bytes: " + ", ".join(told)
 
 
-def _ratios(rounds: Rounds, stores: list[str]) -> Iterable[Ratio]:
+def _ratios(rounds: Rounds, stores: list[str]) -> Iterator[Ratio]:
     for store in stores:
         for loop in LOOPS:
             long, short = _name(store, loop, LONG, 1), _name(store, loop, SHORT, 1)
-            yield ratio(f"{store}, {loop}: {LONG:,} steps / {SHORT} steps", rounds, [long], [short])
+            yield from ratio(f"{store}, {loop}: {LONG:,} steps / {SHORT} steps", rounds, [long], [short])
         for at_once in AT_ONCE[1:]:
             many, one = _name(store, "asyncio", SHORT, at_once), _name(store, "asyncio", SHORT, 1)
-            yield ratio(f"{store}, asyncio: {at_once} at once / 1", rounds, [many], [one])
+            yield from ratio(f"{store}, asyncio: {at_once} at once / 1", rounds, [many], [one])
             trio = _name(store, "trio", SHORT, at_once)
-            yield ratio(f"{store}, {at_once} at once: trio / asyncio", rounds, [trio], [many])
+            yield from ratio(f"{store}, {at_once} at once: trio / asyncio", rounds, [trio], [many])
 
 
 def _name(store: str, loop: str, steps: int, at_once: int) -> str:

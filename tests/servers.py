@@ -136,6 +136,14 @@ class RabbitMQ:
         command = [str(self._scripts / "rabbitmqctl"), "-q", *arguments]
         return run(command, environment=self._environment(own), cwd=own.directory, deadline=COMMAND_DEADLINE)
 
+    def enable_plugin(self, name: str) -> None:
+        """Enable a plugin, until the node is started again."""
+        enabled = self.directory / "enabled_plugins"
+        before = enabled.read_text()
+        enabled.write_text(f"[{name}].\n")
+        self.ctl("eval", f'{{ok, _, _}} = rabbit_plugins:ensure("{enabled}").')
+        enabled.write_text(before)
+
     def write_down(self) -> None:
         """Have the node write down which queues there are, and who leads them; then it can be killed.
 

@@ -17,13 +17,23 @@ import msgspec
 
 from benchmarks.relays.course import BrokenCourseError, Course, Outcome
 
-RELAYS = ("aiormq-usual", "aiormq-best", "bare-calls", "bare-tasks", "saga-calls", "saga-tasks")
+RELAYS = (
+    "aiormq-usual",
+    "aiormq-best",
+    "bare-calls",
+    "bare-tasks",
+    "durable-memory",
+    "durable-sqlite",
+    "durable-postgres",
+    "saga-calls",
+    "saga-tasks",
+)
 
 Relay = Callable[[str, str, Course, int], Awaitable[None]]
 
 
-def relay_named(name: str) -> Relay:
-    """Import only what this relay needs."""
+def relay_named(name: str, database: str | None) -> Relay:
+    """Import only what this relay needs. `database` is the URL of a PostgreSQL."""
     kind, _, manner = name.partition("-")
     if kind == "aiormq":
         from benchmarks.relays import with_aiormq
@@ -32,7 +42,11 @@ def relay_named(name: str) -> Relay:
     if kind == "bare":
         from benchmarks.relays import bare
 
-        return functools.partial(bare.relay, task_per_message=manner == "tasks")
+        return functools.partial(bare.relay, task=bare.pass_on if manner == "tasks" else None)
+    if kind == "durable":
+        from benchmarks.relays import durable
+
+        return functools.partial(durable.relay, kind=manner, database=database)
     from benchmarks.relays import library
 
     return functools.partial(library.relay, task_per_message=manner == "tasks")
@@ -62,11 +76,15 @@ def main() -> None:
     parser.add_argument("--url", default="amqp://guest:guest@127.0.0.1:5672/")
     parser.add_argument("--hops", type=int, default=20_000)
     parser.add_argument("--in-flight", type=int, default=300)
+    parser.add_argument("--database", metavar="URL", help="of PostgreSQL")
     options = parser.parse_args()
 
     queue = f"bench.{uuid.uuid4().hex}"
     course = Course(options.hops, options.in_flight, options.hops // 10, finished=lambda: None)
-    relay, backend = relay_named(options.relay), "trio" if options.loop == "trio" else "asyncio"
+    relay, backend = (
+        relay_named(options.relay, options.database),
+        "trio" if options.loop == "trio" else "asyncio",
+    )
     if not options.relay.startswith("saga"):  # the transport declares for itself
         asyncio.run(declare(options.url, queue))
     try:

@@ -7,7 +7,8 @@ anything else. The handshake is spoken with pamqp, so no second thread takes par
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -155,8 +156,16 @@ async def _shake_hands(stream: anyio.abc.ByteStream, url: str, queue: str, prefe
     return talk
 
 
-async def relay(url: str, queue: str, course: Course, prefetch: int, *, task_per_message: bool) -> None:
-    """Run the course on the bare wire."""
+async def relay(
+    url: str,
+    queue: str,
+    course: Course,
+    prefetch: int,
+    *,
+    task: Callable[[bytes, Callable[[bytes], None]], Awaitable[None]] | None,
+    seeds: Sequence[bytes] | None = None,
+) -> None:
+    """Run the course on the bare wire, with a task for each message, which says what to publish, or with none."""
     parts = urlsplit(url)
     finished = anyio.Event()
     course.finished = finished.set
@@ -166,32 +175,35 @@ async def relay(url: str, queue: str, course: Course, prefetch: int, *, task_per
     ):
         talk = await _shake_hands(stream, url, queue, prefetch)
 
-        def hop(tag: int, message_id: str, body: bytes) -> None:
+        def receive(tag: int, message_id: str, body: bytes) -> None:
             following = course.received(message_id, body)
             if following is None:
                 wire.done(tag)
-                return
+            elif task is None:
+                publish(tag, following, body)
+            else:
+                tasks.start_soon(task, body, partial(publish, tag, following))
 
+        def publish(tag: int, following: str, body: bytes) -> None:
             def confirmed() -> None:
                 course.confirmed()
                 wire.done(tag)
 
             wire.publish(following, body, confirmed)
 
-        async def task(tag: int, message_id: str, body: bytes) -> None:
-            hop(tag, message_id, body)
-
-        def start(tag: int, message_id: str, body: bytes) -> None:
-            tasks.start_soon(task, tag, message_id, body)
-
-        wire = Wire(queue, course, start if task_per_message else hop)
+        wire = Wire(queue, course, receive)
         tasks.start_soon(wire.write, stream)
         tasks.start_soon(wire.read, stream, talk.rest)
-        for seed in course.seeds():
-            wire.publish(seed, BODY, course.seeded)
+        for seed, body in zip(course.seeds(), seeds or [BODY] * course.in_flight, strict=True):
+            wire.publish(seed, body, course.seeded)
         await finished.wait()
         await anyio.sleep(LINGER)
         # The broker answers when it has read everything before: no acknowledgement is lost with the socket.
         wire.send(pamqp.frame.marshal(spec.Connection.Close(reply_code=200, class_id=0, method_id=0), 0))
         await wire.closed.wait()
         tasks.cancel_scope.cancel()
+
+
+async def pass_on(body: bytes, publish: Callable[[bytes], None]) -> None:
+    """Publish what came."""
+    publish(body)

@@ -33,6 +33,7 @@ from saga_amqp.errors import (
 from saga_amqp.handlers import Action, CompensationHandler, Registry, StepHandler
 from saga_amqp.manager import Manager
 from saga_amqp.observer import Moment, Observer, Point
+from saga_amqp.participant import Participant
 from saga_amqp.retention import purge, read_archived
 from saga_amqp.stores.memory import MemoryStore
 from saga_amqp.stores.reference import ReferenceStore
@@ -83,6 +84,7 @@ __all__ = [
     "Observer",
     "Options",
     "Page",
+    "Participant",
     "PayloadError",
     "Point",
     "PublishError",

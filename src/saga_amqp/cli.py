@@ -14,6 +14,7 @@ from saga_amqp.contracts import Transport
 from saga_amqp.databases import add_database_commands
 from saga_amqp.demo import order_steps, shop
 from saga_amqp.manager import Manager
+from saga_amqp.running import add_run_command
 from saga_amqp.stores.memory import MemoryStore
 from saga_amqp.transports.amqp import AmqpTransport
 from saga_amqp.transports.memory import MemoryTransport
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--json", action="store_true", help="print one JSON object per saga, one line each")
     demo.set_defaults(run=_run_demo)
+    add_run_command(commands)
     add_database_commands(commands)
     options = parser.parse_args(arguments)
     status: int = options.run(options)

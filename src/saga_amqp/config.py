@@ -23,6 +23,7 @@ from saga_core import (
     StateChanged,
     StepPlan,
     encode_command,
+    within_the_sagas_time,
     work_of,
 )
 
@@ -89,6 +90,8 @@ class Config:
     expires: float | None = None
     lifecycle_events: bool = False
     observer: Observer | None = None
+    exchange: str = field(init=False)
+    orchestrator: str = field(init=False)
     actions: Mapping[str, Handler] = field(init=False)
     compensations: Mapping[str, Handler] = field(init=False)
 
@@ -106,6 +109,8 @@ class Config:
             raise ValueError(
                 f"Steps, compensations, the orchestrator and dead letters need queues of their own, not {queues}"
             )
+        object.__setattr__(self, "exchange", self.on_broker(self.saga_exchange))
+        object.__setattr__(self, "orchestrator", self.on_broker(self.orchestrator_queue))
         for concurrency, prefetch in self.limits().values():
             if concurrency < 1 or not 1 <= prefetch <= 65_535:
                 raise ValueError("concurrency must be at least 1, and prefetch from 1 to 65535")
@@ -139,13 +144,16 @@ class Config:
         return {
             self.on_broker(self.step_queue): limit(self.concurrency, self.prefetch),
             self.on_broker(self.compensate_queue): limit(undoing, self.compensation_prefetch or ahead),
-            self.on_broker(self.orchestrator_queue): limit(self.concurrency, self.prefetch),
+            self.orchestrator: limit(self.concurrency, self.prefetch),
         }
 
     def topology(self) -> Topology:
         """Return what has to exist on the broker."""
-        exchange = self.on_broker(self.saga_exchange)
-        orchestrator, dead = map(self.on_broker, (self.orchestrator_queue, self.dead_letter_queue))
+        exchange, orchestrator, dead = (
+            self.exchange,
+            self.orchestrator,
+            self.on_broker(self.dead_letter_queue),
+        )
 
         def queue(name: str, dead_letter: str | None, limit: int, *patterns: str) -> Queue:
             bindings = tuple((exchange, pattern) for pattern in patterns)
@@ -169,16 +177,20 @@ class Config:
     def message(self, command: Carried, saga: Saga | None = None) -> Message:
         """Return the message that carries a command; where a participant handles it, with what it needs of the saga."""
         operation = OPERATIONS[type(command)]
-        key, work = operation, None
+        key, what, work = operation, operation, None
         if isinstance(command, Execute | Compensate):
             key = f"{operation}.{command.action}"
             if saga is not None and self.handler(command) is None:
-                work = work_of(saga, command)
+                work, command = work_of(saga, command), within_the_sagas_time(saga, command)
+        elif isinstance(command, Reply):
+            what = f"{command.of}.{operation}"
+        id = f"{command.saga}.{command.step}.{what}.{command.attempt}"
         return Message(
-            self.on_broker(self.saga_exchange),
+            self.exchange,
             key,
             encode_command(command, work),
-            f"{command.saga}.{command.step}.{operation}.{command.attempt}",
+            # A reply repeats the names that came, and they may be anybody's.
+            id.encode()[:255].decode(errors="ignore"),
             f"saga.step.{operation}",
         )
 
@@ -188,6 +200,12 @@ class Config:
         if self.lifecycle_events and outcome.news is not None:
             messages.append(self._announcement(outcome.news))
         return messages
+
+    def queue_of(self, command: Carried) -> str:
+        """Return the queue on the broker that takes a command; the orchestrator's where that is a participant's."""
+        if isinstance(command, Execute | Compensate) and self.handler(command) is not None:
+            return self.on_broker(self.step_queue if type(command) is Execute else self.compensate_queue)
+        return self.orchestrator
 
     def publishes(self, outcome: Outcome) -> bool:
         """Whether a commit has caused any message."""
@@ -226,7 +244,7 @@ class Config:
 
     def _announcement(self, news: StateChanged) -> Message:
         return Message(
-            self.on_broker(self.saga_exchange),
+            self.exchange,
             f"saga.{news.name}.{news.state}",
             encode_command(news),
             f"{news.saga}.{news.state}.{news.revision}",

@@ -231,6 +231,8 @@ class Delivery(Protocol):
 
         The latter are `x-delivery-count` from a quorum queue, how often the message was given back, absent the first
         time; and on a dead letter `x-death`, a list of what befell it, the latest first.
+
+        Raises: FrameError, when a foreign publisher's cannot be decoded.
         """
         ...
 
@@ -295,8 +297,8 @@ class Transport(Protocol):
         """Return another transport to the same broker, which is not entered yet."""
         ...
 
-    async def declare(self, topology: Topology) -> None:
-        """Create what is missing; what exists must be as asked.
+    async def declare(self, topology: Topology) -> Collection[str]:
+        """Create what is missing, and return the names of the queues that were; what exists must be as asked.
 
         Raises: TopologyError, ConnectionLostError.
         """

@@ -1,10 +1,11 @@
-"""The commands `saga db …`: what is done to a database as a whole, by hand or when a release is rolled out."""
+"""Databases by their URLs, and the commands `saga db …`: what is done by hand, or when a release is rolled out."""
 
 import argparse
 import sys
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from saga_amqp.contracts import Store
 from saga_amqp.errors import SchemaError, StoreError
 from saga_amqp.stores import sqlite
 from saga_core import SagaError
@@ -30,6 +31,15 @@ def add_database_commands(commands: "_SubParsersAction[argparse.ArgumentParser]"
     upgrade.set_defaults(run=_run_upgrade)
 
 
+def open_store(url: str, schema: str | None = None) -> Store:
+    """Return the store that a URL names, to be entered. Raises: StoreError, ImportError."""
+    if url.startswith(POSTGRES):
+        from saga_amqp.stores import postgres  # only those have psycopg who asked for it
+
+        return postgres.PostgresStore(url) if schema is None else postgres.PostgresStore(url, schema=schema)
+    return sqlite.SQLiteStore(_file(url, schema))
+
+
 def _run_upgrade(options: argparse.Namespace) -> int:
     try:
         was_needed = _upgrade(options.url, options.schema)
@@ -46,9 +56,13 @@ def _upgrade(url: str, schema: str | None) -> bool:
         from saga_amqp.stores import postgres  # only those have psycopg who asked for it
 
         return postgres.upgrade(url) if schema is None else postgres.upgrade(url, schema=schema)
-    if url.startswith(SQLITE):
-        if schema is not None:
-            raise SchemaError("--schema is for PostgreSQL; a file of SQLite has one")
-        return sqlite.upgrade(unquote(url.removeprefix(SQLITE)))
-    # Not shown: it may have a password in it.
-    raise StoreError("The URL has to begin with postgresql:// or sqlite:///")
+    return sqlite.upgrade(_file(url, schema))
+
+
+def _file(url: str, schema: str | None) -> str:
+    if not url.startswith(SQLITE):
+        # Not shown: it may have a password in it.
+        raise StoreError("The URL has to begin with postgresql:// or sqlite:///")
+    if schema is not None:
+        raise SchemaError("--schema is for PostgreSQL; a file of SQLite has one")
+    return unquote(url.removeprefix(SQLITE))

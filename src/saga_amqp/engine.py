@@ -24,7 +24,7 @@ from saga_amqp.config import Config
 from saga_amqp.contracts import Delivery, Message
 from saga_amqp.errors import PublishError, TransportError
 from saga_amqp.in_hand import InHand
-from saga_amqp.intake import SETTLE, Intake
+from saga_amqp.intake import Intake
 from saga_amqp.observer import Point
 from saga_amqp.poison import Poison, burial, examine
 from saga_amqp.reconnecting import Reconnecting
@@ -41,7 +41,7 @@ class Duty(Protocol):
         """The queues that it takes messages from."""
         ...
 
-    async def settle(self, command: Carried, body: bytes) -> Sequence[Message]:
+    async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
         """Do what a command asks for, and return what has to be published before it is acknowledged.
 
         Raises: Poison; StoreError, TransportError, which end the engine.
@@ -80,11 +80,14 @@ class Engine:
         self._chance = chance
         self._buried = buried
         limits = config.limits()
-        self._intakes = [Intake(queue, *limits[queue], config.delivery_limit) for queue in duty.queues]
+        self._intakes = [
+            Intake(queue, *limits[queue], config.delivery_limit, self._begin) for queue in duty.queues
+        ]
         self._context = copy_context()
         self._workers: TaskGroup | None = None
         self._in_hand: dict[Hashable, InHand] = {}
         self._stopping = False
+        self._ended = False
         self._ending = anyio.Event()
         self._idle = anyio.Event()
         self._error: BaseException | None = None
@@ -105,13 +108,13 @@ class Engine:
                     try:
                         self._workers.start_soon(self._duty.attend, self.fail)
                         for intake in self._intakes:
-                            self._start_workers(intake)
+                            intake.call()
                         task_status.started()
                         await self._ending.wait()
                         if self._error is None:
                             await self._finish()
                     finally:
-                        self._stopping = True
+                        self._stopping = self._ended = True
                     self._workers.cancel_scope.cancel()
                 # Only now, so that what was acknowledged is sent, and the broker takes back the rest.
                 consuming.cancel_scope.cancel()
@@ -131,6 +134,7 @@ class Engine:
         """End with an error. The first one counts, but KeyboardInterrupt and its like outrank any other."""
         if self._error is None or (isinstance(self._error, Exception) and not isinstance(error, Exception)):
             self._error = error
+        self._ended = True
         self.stop()
         self._idle.set()
         if self._workers is not None:
@@ -174,8 +178,7 @@ class Engine:
         if self._in_hand.get(work.key) is not work:
             return False
         del self._in_hand[work.key]
-        if work.intake.let_go(work):
-            self._start_workers(work.intake)
+        work.intake.let_go(work)
         if self._stopping and not self._in_hand:
             self._idle.set()
         return True
@@ -201,7 +204,7 @@ class Engine:
                 await intake.cancel()
             # Only now: given back earlier, they would be handed to this very consumer again.
             for intake in self._intakes:
-                intake.give_back()
+                intake.give_back(all_of_it=False)
             if self._in_hand:
                 await self._idle.wait()
 
@@ -216,33 +219,33 @@ class Engine:
         work = InHand(self, intake, delivery, examined, key if same is None else object())
         self._in_hand[work.key] = work
         intake.add(work)
-        self._start_workers(intake)
 
-    def _start_workers(self, intake: Intake) -> None:
-        if self._workers is not None and not self._stopping:
-            if intake.must_settle():
-                self._start(self._settle, intake)
-            while (work := intake.next()) is not None:
-                self._start(self._work, work)
-
-    async def _settle(self, intake: Intake) -> None:
-        await anyio.sleep(SETTLE)
-        intake.settle()
-        self._start_workers(intake)
+    def _begin(self, intake: Intake) -> bool:
+        if self._workers is None or self._ended:
+            return False
+        self._start(self._work, intake)
+        return True
 
     def _start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         # In the context of `run`: not of the task that publishes, nor of the handler that was here before.
         assert self._workers is not None
         self._context.copy().run(self._workers.start_soon, function, *arguments)
 
-    async def _work(self, work: InHand) -> None:
+    async def _work(self, intake: Intake) -> None:
+        """Work on one message after the other, as long as no handler leaves anything behind in the context."""
+        intake.arrive()
+        context = copy_context()
+        work: InHand | None = None
         try:
-            await self._process(work)
+            while not self._ended and copy_context() == context:
+                work = await intake.next()
+                await self._process(work)
+                work = None
         except BaseException as error:  # a worker ends here, and tells the engine why
-            self._explain(work, error)
+            if work is not None:
+                self._explain(work, error)
         finally:
-            work.intake.done()
-            self._start_workers(work.intake)
+            intake.leave()
 
     def _explain(self, work: InHand, error: BaseException) -> None:
         """Decide what an exception that ended a worker means for the engine.
@@ -253,7 +256,7 @@ class Engine:
         rest = without_cancellation(error)
         ending = anyio.current_effective_deadline() == float("-inf")
         if ending:
-            self._stopping = True
+            self._stopping = self._ended = True
         if rest is not None and not (ending and isinstance(rest, Exception)):
             self.fail(rest)
         elif not ending:
@@ -269,7 +272,7 @@ class Engine:
             if work.poison is not None:
                 raise work.poison
             assert work.command is not None
-            messages = await self._duty.settle(work.command, work.deliveries[0].body)
+            messages = await self._duty.settle(work.command, work.deliveries[0])
         except Poison as poison:
             work.poison = poison
             told = await self._duty.give_up(poison)

@@ -52,8 +52,11 @@ async def run_handler(
     config.observe(Point.HANDLER_BEGAN, saga.id, command)
     event: Event | None = None
     try:
-        with anyio.move_on_after(None if command.deadline is None else max(0.0, command.deadline - clock())):
+        if command.deadline is None:
             event = answer_event(command, await _call(handler, saga, command.step, token), clock())
+        else:
+            with anyio.move_on_after(max(0.0, command.deadline - clock())):
+                event = answer_event(command, await _call(handler, saga, command.step, token), clock())
     except BaseException as raised:
         error = without_cancellation(raised)
         if not isinstance(error, Exception):

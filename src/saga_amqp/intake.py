@@ -5,7 +5,6 @@ Each queue has hands of its own. So compensations never starve behind steps, nor
 A message that kills its engine takes all with it that this engine has in hand, and they are counted as it is. So a
 message that has come back half as often as it may is a suspect. Suspects are handled one at a time, those first that
 came back least, now from the front and the next time from the back: in two times all have passed but the one.
-Those that come together are waited for a little, so that there is a back.
 """
 
 import logging
@@ -25,28 +24,42 @@ from saga_amqp.reconnecting import Reconnecting
 logger = logging.getLogger("saga_amqp.engine")
 
 SETTLE = 0.1
-"""Seconds for which the first suspect waits for others."""
+"""Seconds for which the first suspect waits for those that come with it: else there would be no back."""
 
 
 class Intake:
     """One queue, consumed from for as long as it can be; `concurrency` and `prefetch` are numbers of messages.
 
     `limit` is how often one of them may come back.
+
+    Workers take what waits. Where a message comes and nobody is on his way, one who is free is woken, or else `begin`
+    is called to have one more begin. Whoever takes a message wakes the next one, if there is more: he comes when the
+    first has to wait for something. So a burst of messages that need no waiting is the work of one.
     """
 
-    def __init__(self, queue: str, concurrency: int, prefetch: int, limit: int) -> None:
+    def __init__(
+        self,
+        queue: str,
+        concurrency: int,
+        prefetch: int,
+        limit: int,
+        begin: Callable[["Intake"], bool],
+    ) -> None:
         self.queue = queue
         self.subscribed = anyio.Event()
         self._concurrency = concurrency
         self._prefetch = prefetch
+        self._begin = begin
         self._consumer: Consumer | None = None
         self._cancelled = False
-        self._suspicious = max(1, limit // 2)
         self._waiting: deque[InHand] = deque()
+        self._suspicious = max(1, limit // 2)
         self._suspects: list[InHand] = []
         self._suspect: InHand | None = None
-        self._settling = self._settled = False
-        self._busy = 0
+        self._testing = self._settled = False
+        self._workers = 0
+        self._free: list[anyio.Event] = []
+        self._coming = False
 
     async def keep(
         self,
@@ -87,57 +100,84 @@ class Intake:
                 await self._consumer.cancel()
 
     def add(self, work: InHand) -> None:
-        """Have a message wait for a free hand."""
+        """Have a message wait for a worker."""
         if work.poison is None and work.given_back >= self._suspicious:
             self._suspects.append(work)
         else:
             self._waiting.append(work)
+        self.call()
 
-    def next(self) -> InHand | None:
-        """Return the message that is to be worked on now, if there is one and a free hand for it; `done` frees it."""
-        if self._busy >= self._concurrency:
-            return None
-        if self._settled and self._suspects and self._suspect is None:
-            work = self._suspect = self._least_suspicious()
-        elif self._waiting:
-            work = self._waiting.popleft()
-        else:
-            return None
-        self._busy += 1
-        return work
+    def call(self) -> None:
+        """Have a worker come, if there is work and nobody on his way."""
+        if (self._waiting or self._may_test) and not self._coming:
+            if self._free:
+                self._coming = True
+                self._free.pop().set()
+            elif self._workers < self._concurrency and self._begin(self):
+                self._coming = True
+                self._workers += 1
 
-    def must_settle(self) -> bool:
-        """Whether suspects begin to come; then call `settle`, `SETTLE` seconds later."""
-        if not self._suspects or self._settling or self._settled:
-            return False
-        self._settling = True
-        return True
+    def arrive(self) -> None:
+        """Begin as a worker."""
+        self._coming = False
 
-    def settle(self) -> None:
-        """Let suspects be handled."""
-        self._settling, self._settled = False, bool(self._suspects)
+    def leave(self) -> None:
+        """End as a worker."""
+        self._workers -= 1
+        self.call()
 
-    def let_go(self, work: InHand) -> bool:
-        """Note that a message is in hand no more, and say whether another one may have waited for that."""
-        if self._suspect is not work:
-            return False
-        self._suspect = None
-        self._settled = bool(self._suspects)
-        return True
+    async def next(self) -> InHand:
+        """Wait for something to do, as a worker that is free."""
+        while True:
+            while not (self._waiting or self._may_test):
+                await self._woken()
+            work = await self._next_suspect() if self._may_test else self._waiting.popleft()
+            if work is not None:
+                self.call()
+                return work
 
-    def done(self) -> None:
-        """Free a hand."""
-        self._busy -= 1
+    def let_go(self, work: InHand) -> None:
+        """Note that a message is in hand no more; where it was a suspect, it is the next one's turn."""
+        if self._suspect is work:
+            self._suspect, self._testing = None, False
+            self._settled = bool(self._suspects)
+            self.call()
 
-    def give_back(self) -> None:
-        """Give back what waits."""
-        self._settled = self._suspect is not None
+    def give_back(self, *, all_of_it: bool = True) -> None:
+        """Give back what waits, or only that for which no worker is free."""
+        free = len(self._free) + self._coming
+        kept = 0 if all_of_it else self._concurrency - self._workers + free
         while self._suspects:
             self._suspects.pop().give_back()
-        while self._waiting:
+        while len(self._waiting) > kept:
             self._waiting.pop().give_back()
 
-    def _least_suspicious(self) -> InHand:
-        least = min(work.given_back for work in self._suspects)
-        places = [place for place, work in enumerate(self._suspects) if work.given_back == least]
-        return self._suspects.pop(places[0] if least % 2 else places[-1])
+    @property
+    def _may_test(self) -> bool:
+        return bool(self._suspects) and not self._testing
+
+    async def _woken(self) -> None:
+        woken = anyio.Event()
+        self._free.append(woken)
+        try:
+            await woken.wait()
+        finally:
+            if woken.is_set():
+                self._coming = False
+            else:
+                self._free.remove(woken)
+
+    async def _next_suspect(self) -> InHand | None:
+        """Take the suspect whose turn it is; None where all were given back meanwhile."""
+        self._testing = True
+        try:
+            if not self._settled:
+                await anyio.sleep(SETTLE)
+            if self._suspects:
+                least = min(work.given_back for work in self._suspects)
+                places = [place for place, work in enumerate(self._suspects) if work.given_back == least]
+                self._suspect = self._suspects.pop(places[0] if least % 2 else places[-1])
+        finally:
+            self._testing = self._suspect is not None
+            self._settled = self._testing
+        return self._suspect

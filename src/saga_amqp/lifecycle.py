@@ -24,7 +24,7 @@ async def _nothing() -> None:
 class Lifecycle:
     """Opens and closes what a manager or a participant needs, once, and runs its engine; the methods are `Manager`'s.
 
-    `meanwhile` is done for as long as it is open, `finish` at the end.
+    `prepare` is done when it has connected, `meanwhile` for as long as it is open, `finish` at the end.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Lifecycle:
         duty: Duty,
         clock: Callable[[], float],
         chance: Callable[[], float],
+        prepare: Callable[[], Coroutine[Any, Any, None]] = _nothing,
         meanwhile: Callable[[], Coroutine[Any, Any, None]] = _nothing,
         finish: Callable[[], Coroutine[Any, Any, None]] = _nothing,
     ) -> None:
@@ -43,6 +44,7 @@ class Lifecycle:
         self._duty = duty
         self._clock = clock
         self._chance = chance
+        self._prepare = prepare
         self._meanwhile = meanwhile
         self._finish = finish
         self._engine: Engine | None = None
@@ -67,6 +69,7 @@ class Lifecycle:
         try:
             if self._broker is not None:
                 await self._broker.open(tasks)
+            await self._prepare()
             tasks.start_soon(self._meanwhile)
         except BaseException:
             await self.leave()
@@ -117,9 +120,11 @@ class Lifecycle:
                     with anyio.move_on_after(GOODBYE, shield=True):
                         await self._finish()
             finally:
-                if self._broker is not None:
-                    await self._broker.close()
-                self._end_tasks()
+                try:
+                    if self._broker is not None:
+                        await self._broker.close()
+                finally:
+                    self._end_tasks()
 
     def check_open(self) -> None:
         """Raise ManagerError unless the manager is open."""

@@ -81,10 +81,9 @@ class Manager:
     ) -> None:
         broker = None if transport is None else Reconnecting(transport, config.topology(), chance)
         self._orchestrator = Orchestrator(broker, PatientStore(store, chance), config, clock)
-        self._outgoing = outgoing = self._orchestrator.outgoing
-        self._life = Lifecycle(
-            broker, config, self._orchestrator, clock, chance, outgoing.run, outgoing.finish
-        )
+        self._outgoing = self._orchestrator.outgoing
+        doing = (self._orchestrator.make_good, self._orchestrator.meanwhile, self._outgoing.finish)
+        self._life = Lifecycle(broker, config, self._orchestrator, clock, chance, *doing)
         self._store = store
         self._config = config
         self._clock = clock
@@ -105,6 +104,11 @@ class Manager:
     ) -> None:
         """Close, as `close` does."""
         await self._life.leave()
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What is away, of "broker" and "store". What needs it waits, and goes on by itself when it is back."""
+        return self._orchestrator.waits_for
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run handlers for arriving messages until `stop`; meant for `await task_group.start(manager.run)`.
@@ -156,7 +160,7 @@ class Manager:
         stored = await self._store.create(saga, unpublished=self._outgoing.note(outcome))
         if stored.id == saga.id:
             self._config.observe(Point.COMMITTED, saga.id)
-            self._orchestrator.hold(saga)
+            self._orchestrator.remember(outcome)
             if self._config.publishes(outcome):
                 try:
                     await self._outgoing.publish((saga.id, saga.revision), self._config.messages(outcome))

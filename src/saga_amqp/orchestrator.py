@@ -1,12 +1,14 @@
 """The duty of an engine that has a store: handlers run and results committed, children, replies, timers, recovery."""
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import anyio
+
 from saga_amqp.config import Config
-from saga_amqp.contracts import Commit, Message
+from saga_amqp.contracts import Commit, Delivery, Message
 from saga_amqp.deciding import decide
 from saga_amqp.errors import PublishError, SagaExistsError, SagaNotFoundError
 from saga_amqp.handling import run_handler
@@ -14,7 +16,9 @@ from saga_amqp.observer import Point
 from saga_amqp.outgoing import Outgoing
 from saga_amqp.patience import PatientStore
 from saga_amqp.poison import Poison, Reason
+from saga_amqp.recent import Recent
 from saga_amqp.reconnecting import Reconnecting
+from saga_amqp.stores.looking import RUNNING
 from saga_amqp.sweep import Sweep
 from saga_core import (
     CancelRequested,
@@ -27,6 +31,7 @@ from saga_core import (
     Reply,
     Report,
     Saga,
+    SagaError,
     StartChild,
     TimePassed,
     UnknownStepError,
@@ -36,6 +41,7 @@ from saga_core import (
     consequences,
     created,
     event_of,
+    news,
     order_to_undo,
     outstanding,
 )
@@ -53,18 +59,31 @@ class Orchestrator:
         config: Config,
         clock: Callable[[], float],
     ) -> None:
-        self.outgoing = Outgoing(broker, store, config, clock, self.hold)
+        self.outgoing = Outgoing(broker, store, config, clock, self.remember)
         self.queues = tuple(config.limits())
         self._broker = broker
         self._store = store
         self._config = config
         self._clock = clock
         self._sweep: Sweep | None = None
+        self._recent = Recent(clock, lambda: 0 if broker is None else broker.line)
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What is away, of "broker" and "store"."""
+        away = {"broker": self._broker is not None and self._broker.is_away, "store": self._store.is_away}
+        return tuple(name for name, is_away in away.items() if is_away)
 
     def hold(self, saga: Saga) -> None:
         """Remember when time will next change something in a saga, if an engine is there to see to it."""
         if self._sweep is not None:
             self._sweep.timers.hold(saga)
+
+    def remember(self, outcome: Outcome) -> None:
+        """Remember a commit, for the next message about its saga, and its timers."""
+        self.hold(outcome.saga)
+        if self._sweep is not None and outcome.ignored is None:
+            self._recent.keep(outcome)
 
     async def attend(self, fail: Callable[[Exception], None]) -> None:
         """Sweep the store, while an engine runs. For ever."""
@@ -90,13 +109,13 @@ class Orchestrator:
         finally:
             self._sweep = None
 
-    async def settle(self, command: Carried, body: bytes) -> Sequence[Message]:
+    async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
         """Bring a command's result into the store, and return what has to be published before it is acknowledged.
 
         Raises: Poison, StoreError, TransportError.
         """
         try:
-            return self._config.messages(await self._settle(command))
+            return self._config.messages(await self._settle(command, delivery.redelivered))
         except SagaNotFoundError as error:
             raise Poison(Reason.UNKNOWN_SAGA, str(error), None) from error
         except UnknownStepError as error:
@@ -123,9 +142,43 @@ class Orchestrator:
         except (SagaNotFoundError, UnknownStepError, CodecError):
             return ()
 
-    async def _settle(self, command: Carried) -> Outcome:
-        saga = await self._store.load(command.saga)
-        self.hold(saga)
+    async def meanwhile(self) -> None:
+        """Publish, take notes off, and make good what went with deleted queues, for as long as the manager is open."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.outgoing.run)
+            while self._broker is not None:
+                await self._broker.misses()
+                await self.make_good()
+
+    async def make_good(self) -> None:
+        """Publish what went with queues that were deleted; they are new on the broker."""
+        queues = frozenset[str]() if self._broker is None else self._broker.missed()
+        try:
+            if queues:
+                await self._publish_lost(queues)
+        except SagaError as error:
+            logger.error("What was in the queues %s is not made good: %s", sorted(queues), error)
+
+    async def _publish_lost(self, queues: Collection[str]) -> None:
+        """Publish again what running sagas wait for, as far as it was in one of these queues."""
+        count, cursor, more = 0, None, True
+        while more:
+            page = await self._store.find(RUNNING, cursor)
+            cursor, more = page.cursor, page.cursor is not None
+            for saga in page.sagas:
+                commands = tuple(one for one in outstanding(saga) if self._config.queue_of(one) in queues)
+                if commands:
+                    count += len(commands)
+                    await self.outgoing.send(self._config.messages(Outcome(saga, commands)))
+        if count:
+            logger.warning(
+                "Queues %s were missing, and what was in them is gone; what sagas wait for was published again: %d",
+                ", ".join(sorted(queues)),
+                count,
+            )
+
+    async def _settle(self, command: Carried, redelivered: bool) -> Outcome:
+        saga = await self._load(command, redelivered)
         if isinstance(command, StartChild):
             return await self._start_child(saga, command)
         if isinstance(command, CompensateChild):
@@ -146,6 +199,15 @@ class Orchestrator:
             return await self._caused(command)
         return await self._bring(saga, event, command)
 
+    async def _load(self, command: Carried, redelivered: bool) -> Saga:
+        if redelivered:
+            self._recent.forget(command.saga)
+        elif (known := self._recent.find(command)) is not None:
+            return known
+        saga = await self._store.load(command.saga)
+        self.hold(saga)
+        return saga
+
     async def _bring(self, saga: Saga, event: Event, command: Carried) -> Outcome:
         """Commit an event, or return what a commit of it has caused that was made before."""
         outcome = await self._commit(saga, event, command)
@@ -158,7 +220,7 @@ class Orchestrator:
     async def _commit(self, saga: Saga, event: Event, command: Carried) -> Outcome:
         committing = partial(self._config.observe, Point.COMMITTING, saga.id, command)
         outcome = await decide(self._store, saga, event, committing=committing)
-        self.hold(outcome.saga)
+        self.remember(outcome)
         if outcome.ignored is None:
             self._config.observe(Point.COMMITTED, saga.id, command)
         return outcome
@@ -175,7 +237,7 @@ class Orchestrator:
             return Outcome(parent)
         reason = f"its parent {parent.id} does not wait for it any more"
         outcome = await self._commit(child, CancelRequested(reason, self._clock()), command)
-        return outcome._replace(commands=outstanding(outcome.saga))
+        return _as_it_stands(outcome.saga)
 
     async def _child(self, parent: Saga, command: StartChild) -> Saga:
         try:
@@ -213,7 +275,7 @@ class Orchestrator:
                 # What else is outstanding is with the broker, or runs: it is left alone.
                 return outcome
             if not (outcome.saga.past_pivot or outcome.saga.is_compensated):
-                return outcome._replace(commands=outstanding(outcome.saga))
+                return _as_it_stands(outcome.saga)
             child = outcome.saga  # it went past its pivot, or was undone, before it could be told
 
     async def _pass_time(self, saga_id: str) -> None:
@@ -255,3 +317,8 @@ def _as_far_as_possible(saga_id: str) -> Generator[None]:
         logger.warning("What is next in saga %s is left to the sweep: %s", saga_id, error)
     except CodecError as error:
         logger.error("What is due in saga %s cannot be done: %s", saga_id, error)
+
+
+def _as_it_stands(saga: Saga) -> Outcome:
+    """Return what a saga waits for, and its state as news: whoever committed it may have told nobody."""
+    return Outcome(saga, outstanding(saga), news(None, saga))

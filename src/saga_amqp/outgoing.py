@@ -47,8 +47,8 @@ LINGER = 0.02
 class Outgoing:
     """Commits what no message has caused, publishes what comes of it, and takes the notes off the commits.
 
-    Without a broker it leaves the publishing to the engines, and gives these a hint. `hold` is told of every saga that
-    was committed.
+    Without a broker it leaves the publishing to the engines, and gives these a hint. `committed` is told of
+    every commit.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Outgoing:
         store: PatientStore,
         config: Config,
         clock: Callable[[], float],
-        hold: Callable[[Saga], None],
+        committed: Callable[[Outcome], None],
     ) -> None:
         self._broker = broker
         self._store = store
         self._config = config
         self._clock = clock
-        self._hold = hold
+        self._committed = committed
         self._unsent: list[Unsent] = []
         self._published: list[Commit] = []
         self._changed = anyio.Event()
@@ -87,7 +87,7 @@ class Outgoing:
         """
         committing = partial(self._config.observe, Point.COMMITTING, saga.id, command)
         outcome = await decide(store, saga, event, note=self.note, committing=committing)
-        self._hold(outcome.saga)
+        self._committed(outcome)
         if outcome.ignored is None:
             self._config.observe(Point.COMMITTED, saga.id, command)
             if self._config.publishes(outcome):
@@ -122,6 +122,16 @@ class Outgoing:
             self._config.observe(Point.PUBLISHED, commit[0])
             self._published.append(commit)
         self._changed.set()
+
+    async def send(self, messages: Sequence[Message]) -> None:
+        """Publish messages of no commit in particular, as often as the connection is lost.
+
+        Raises: TransportError.
+        """
+        while self._broker is not None:
+            await self._broker.restored()
+            with suppress(ConnectionLostError):
+                return await self._send(self._broker, messages)
 
     async def run(self) -> None:
         """Take notes off, a little after they are done with, and send what could not be sent before. For ever."""

@@ -1,5 +1,6 @@
 """A service that runs handlers with nothing but a broker: its results go to an orchestrator, by message."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from saga_amqp.config import Config
-from saga_amqp.contracts import Message, Transport
+from saga_amqp.contracts import Delivery, Message, Transport
 from saga_amqp.handling import run_handler
 from saga_amqp.lifecycle import Lifecycle
 from saga_amqp.poison import Poison, Reason
@@ -26,6 +27,8 @@ from saga_core import (
     reply_of,
     saga_at_work,
 )
+
+logger = logging.getLogger("saga_amqp.engine")
 
 
 class Participant:
@@ -48,8 +51,8 @@ class Participant:
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        broker = Reconnecting(transport, config.topology(), chance)
-        self._life = Lifecycle(broker, config, _Participation(config, clock), clock, chance)
+        self._broker = Reconnecting(transport, config.topology(), chance)
+        self._life = Lifecycle(self._broker, config, _Participation(config, clock), clock, chance)
 
     async def __aenter__(self) -> Self:
         """Connect, and declare what is missing on the broker.
@@ -65,6 +68,11 @@ class Participant:
     ) -> None:
         """Close, as `close` does."""
         await self._life.leave()
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What is away: "broker", or nothing. See `Manager.waits_for`."""
+        return ("broker",) if self._broker.is_away else ()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run handlers for arriving messages until `stop`; see `Manager.run`.
@@ -94,11 +102,15 @@ class _Participation:
         self._config = config
         self._clock = clock
 
-    async def settle(self, command: Carried, body: bytes) -> Sequence[Message]:
+    async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
         if not isinstance(command, Execute | Compensate):
             raise Poison(Reason.UNDECODABLE, "This is for an orchestrator, not for a participant", None)
+        if command.deadline is not None and self._clock() >= command.deadline:
+            # Whoever asks has given it up, and may be undoing it already.
+            logger.info("%s comes too late, its time is over: it is not run", command)
+            return ()
         try:
-            work = decode_work(body)
+            work = decode_work(delivery.body)
             saga = saga_at_work(command, work)
         except (CodecError, DefinitionError) as error:
             raise Poison(Reason.UNDECODABLE, str(error), command) from error

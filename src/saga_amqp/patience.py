@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 import anyio
 
 from saga_amqp.backoff import pauses
-from saga_amqp.contracts import Commit, Store
+from saga_amqp.contracts import Commit, Page, Query, Store
 from saga_amqp.errors import ConflictError, SagaExistsError, SagaNotFoundError, StoreUnavailableError
 from saga_core import Event, Saga
 
@@ -39,6 +39,11 @@ class PatientStore:
         self._complaints: set[str] = set()
         self._away_since = 0.0
 
+    @property
+    def is_away(self) -> bool:
+        """Whether a call waits for the store."""
+        return self._waiting > 0
+
     async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
         """See `contracts.Store.create`."""
         return await self._call("create a saga", self._store.create, saga, unpublished=unpublished)
@@ -50,6 +55,10 @@ class PatientStore:
     async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
         """See `contracts.Store.commit`."""
         await self._call("commit", self._store.commit, saga, event, unpublished=unpublished)
+
+    async def find(self, query: Query, cursor: str | None) -> Page:
+        """See `contracts.Store.find`."""
+        return await self._call("look for sagas", self._store.find, query, cursor=cursor)
 
     async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
         """See `contracts.Store.history`."""
@@ -80,17 +89,21 @@ class PatientStore:
     async def _call(
         self, what: str, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        try:
+            return await method(*args, **kwargs)
+        except StoreUnavailableError as error:
+            why = error
         waiting = pauses(self._chance)
-        waits = works = False
+        works = False
+        self._waiting += 1
         try:
             while True:
+                self._complain(what, why)
+                await anyio.sleep(next(waiting))
                 try:
                     result = await method(*args, **kwargs)
                 except StoreUnavailableError as error:
-                    self._waiting += not waits
-                    waits = True
-                    self._complain(what, error)
-                    await anyio.sleep(next(waiting))
+                    why = error
                 else:
                     works = True
                     return result
@@ -98,10 +111,9 @@ class PatientStore:
             works = True
             raise
         finally:
-            if waits:
-                self._waiting -= 1
-                if not self._waiting:
-                    self._rejoice(works)
+            self._waiting -= 1
+            if not self._waiting:
+                self._rejoice(works)
 
     def _complain(self, what: str, error: StoreUnavailableError) -> None:
         """Log that something does not work, once, however many calls notice."""

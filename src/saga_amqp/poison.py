@@ -102,7 +102,7 @@ def examine(delivery: Delivery, queue: str, config: Config) -> Examined:
     """Read a message from a queue, and find what can be known to be wrong with it before anybody handles it."""
     command, poison, _ = _read(delivery.body, config)
     about = command if poison is None else poison.about
-    for_orchestrators = queue == config.on_broker(config.orchestrator_queue)
+    for_orchestrators = queue == config.orchestrator
     if not (for_orchestrators or delivery.redelivered):
         return Examined(command, poison)
     try:
@@ -154,7 +154,11 @@ def burial(poison: Poison, delivery: Delivery, queue: str, config: Config, at: f
     headers: Mapping[str, object] = {}
     with suppress(FrameError):
         headers = delivery.headers
-    added: dict[str, str | int] = {REASON: poison.reason, ERROR: str(poison), QUEUE: poison.queue or queue}
+    added: dict[str, str | int] = {
+        REASON: poison.reason,
+        ERROR: str(poison),
+        QUEUE: short(poison.queue or queue),
+    }
     added[WHEN] = int(at)
     deliveries = 1 + letters.given_back(headers)
     if not poison.queue and (deliveries > 1 or not delivery.redelivered):
@@ -169,9 +173,9 @@ def burial(poison: Poison, delivery: Delivery, queue: str, config: Config, at: f
     )
 
 
-def short(message_id: str) -> str:
-    """Return a message id as it can be published: those of others need not be UTF-8, and grow by being read as that."""
-    return message_id.encode(errors="replace")[:LONGEST_ID].decode(errors="ignore")
+def short(name: str) -> str:
+    """Return an id or a name as it can be published: those of others need not be UTF-8, and grow when read as that."""
+    return name.encode(errors="replace")[:LONGEST_ID].decode(errors="ignore")
 
 
 def _is_command(message: Message, config: Config) -> bool:

@@ -6,10 +6,10 @@ not acknowledged is delivered again. Both are the engine's daily bread.
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 from saga_amqp.backoff import pauses
 from saga_amqp.contracts import Message, Settled, Topology, Transport
@@ -19,7 +19,7 @@ logger = logging.getLogger("saga_amqp.connection")
 
 
 class Reconnecting:
-    """A line of transports to one broker, of which at most one is open at a time."""
+    """A line of transports to one broker, of which at most one is open at a time; `line` counts them."""
 
     def __init__(
         self, transport: Transport, topology: Topology, chance: Callable[[], float] = random.random
@@ -29,19 +29,28 @@ class Reconnecting:
         self._chance = chance
         self._current: Transport | None = None
         self._restored = anyio.Event()
+        self._settled = anyio.Event()
         self._refusal: BaseException | None = None
         self._scope: anyio.CancelScope | None = None
         self._ended = anyio.Event()
         self._closing = False
+        self.line = 0
+        self._missing: set[str] = set()
+        self._noticed = anyio.Event()
 
     async def open(self, tasks: TaskGroup) -> None:
         """Connect, declare what is missing on the broker, and stay connected until `close`, in a task of its own.
 
         Raises: ConnectFailedError, AuthenticationError, VirtualHostError, TopologyError; then nothing is left open.
         """
-        await tasks.start(self._keep)
+        # Not `tasks.start`: cancelled, it would wait for a task that only `close` ends, and never get there.
+        self._scope = anyio.CancelScope()
+        tasks.start_soon(self._keep, self._scope)
+        await self._settled.wait()
         if self._refusal is not None:
             raise self._refusal
+        if self._current is None:
+            raise TransportClosedError("The connection to the broker was closed while it was being made")
 
     async def close(self) -> None:
         """End the connection in an orderly way. Shielded, and bounded in time as the transport's own closing is."""
@@ -50,6 +59,11 @@ class Reconnecting:
             self._scope.cancel()
             with anyio.CancelScope(shield=True):
                 await self._ended.wait()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether there is no connection."""
+        return self._current is None
 
     async def restored(self) -> Transport:
         """Wait until there is a connection, and return its transport."""
@@ -61,7 +75,18 @@ class Reconnecting:
 
     async def declare(self) -> None:
         """Declare what is missing on the broker once more. Raises: TopologyError, ConnectionLostError."""
-        await self._open().declare(self._topology)
+        self._note_missing(await self._open().declare(self._topology))
+
+    def missed(self) -> frozenset[str]:
+        """Return which queues were missing on the broker and have been made, each once."""
+        missing, self._missing = frozenset(self._missing), set()
+        return missing
+
+    async def misses(self) -> None:
+        """Wait until there is something that was missing."""
+        while not self._missing:
+            self._noticed = anyio.Event()
+            await self._noticed.wait()
 
     async def publish(self, message: Message, settled: Settled) -> None:
         """Send a message over the connection that there is now; see `contracts.Transport.publish`.
@@ -70,6 +95,11 @@ class Reconnecting:
         """
         await self._open().publish(message, settled)
 
+    def _note_missing(self, missing: Collection[str]) -> None:
+        if missing:
+            self._missing.update(missing)
+            self._noticed.set()
+
     def _open(self) -> Transport:
         if self._current is None:
             if self._closing or self._scope is None:
@@ -77,22 +107,21 @@ class Reconnecting:
             raise ConnectionLostError("There is no connection to the broker; it is being made again")
         return self._current
 
-    async def _keep(self, *, task_status: TaskStatus[None]) -> None:
+    async def _keep(self, scope: anyio.CancelScope) -> None:
         transport, waiting = self._first, pauses(self._chance)
         try:
-            with anyio.CancelScope() as self._scope:
+            with scope:
                 while True:
                     try:
                         async with transport:
-                            await transport.declare(self._topology)
-                            self._come_up(transport, task_status)
+                            self._note_missing(await transport.declare(self._topology))
+                            self._come_up(transport, scope)
                             waiting = pauses(self._chance)
                             error: Exception = await transport.lost()
                             self._current = None
                     except TransportError as failure:
-                        if not self._scope.shield:
+                        if not scope.shield:
                             self._refusal = failure
-                            task_status.started()
                             return
                         error = failure
                     if self._restored.is_set():
@@ -106,15 +135,16 @@ class Reconnecting:
             self._current = None
             self._closing = True
             self._restored.set()
+            self._settled.set()
             self._ended.set()
 
-    def _come_up(self, transport: Transport, task_status: TaskStatus[None]) -> None:
-        assert self._scope is not None
+    def _come_up(self, transport: Transport, scope: anyio.CancelScope) -> None:
         self._current = transport
+        self.line += 1
         self._restored.set()
         if transport is self._first:
             # Whoever is cancelled from now on may still have something to say on the way out, and closes it then.
-            self._scope.shield = True
-            task_status.started()
+            scope.shield = True
+            self._settled.set()
         else:
             logger.warning("The broker is connected again")

@@ -73,7 +73,16 @@ from saga_core.model import Progress, Saga, rebuild
 from saga_core.options import Options
 from saga_core.payload import decode_payload, encode_payload
 from saga_core.plan import ChildSaga, Failure, Plan, Step, StepPlan
-from saga_core.remote import Work, asked_by, event_of, reply_of, saga_at_work, undeliverable, work_of
+from saga_core.remote import (
+    Work,
+    asked_by,
+    event_of,
+    reply_of,
+    saga_at_work,
+    undeliverable,
+    within_the_sagas_time,
+    work_of,
+)
 from saga_core.retry import RetryPolicy
 from saga_core.shortcut import transition
 from saga_core.states import Operation, SagaState, StepState
@@ -185,5 +194,6 @@ __all__ = [
     "undeliverable",
     "wake_at",
     "when",
+    "within_the_sagas_time",
     "work_of",
 ]

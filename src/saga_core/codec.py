@@ -4,6 +4,7 @@ A message on the wire is a command: its `operation` says which. A saga in storag
 events, one each; and, where a store wants to keep it, the state that they lead to.
 """
 
+import re
 from math import isfinite
 from typing import TypeVar
 
@@ -21,11 +22,14 @@ from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
 from saga_core.graph import CHUNK
 from saga_core.model import Progress, Saga, rebuild
-from saga_core.plan import Plan
+from saga_core.plan import CANONICAL_ULID, Plan
 from saga_core.remote import Work
 from saga_core.states import SagaState
 
 WIRE_VERSION = 1
+
+LOOKED_AT = 1_048_576
+"""Bytes of a message that cannot be read in which its address is looked for; that takes a microsecond for each."""
 
 T = TypeVar("T")
 
@@ -85,8 +89,8 @@ def addressed(body: bytes) -> Execute | Compensate | StartChild | CompensateChil
     What is returned has no more than that. A reply and a report are about the command that they answer.
     """
     try:
-        address = _address.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        address = _address.decode(_outline(body[:LOOKED_AT]))
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     about = (address.saga, address.step)
     match address.of or address.operation:
@@ -148,6 +152,8 @@ def decode_saga(data: bytes) -> Saga:
     Raises: CodecError.
     """
     kept = _decode(_saga, data, "saga")
+    if CANONICAL_ULID.fullmatch(kept.plan.id) is None:
+        raise CodecError(f"This is no saga of this library: its id, {kept.plan.id[:40]!r}, is not a ULID")
     if len(kept.progress) != len(kept.plan.steps):
         raise CodecError(
             f"Saga {kept.plan.id} is kept with {len(kept.plan.steps)} steps, and records of {len(kept.progress)}"
@@ -187,8 +193,28 @@ class _Carrier(msgspec.Struct):
 
 
 _address = msgspec.json.Decoder(_Address)
+_ADDRESS = {b'"%b"' % field.encode() for field in _Address.__struct_fields__}
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
+_TOKEN = re.compile(rb"(%b)(?:\s*:\s*(%b|\d+(?=\s*[,}])))?|[{}\[\]]" % (_TEXT, _TEXT), re.DOTALL)
 _carrier = msgspec.json.Decoder(_Carrier)
 _versioned = msgspec.json.Decoder(_Versioned)
+
+
+def _outline(body: bytes) -> bytes:
+    """Return the texts and whole numbers of a JSON object that make an address, whatever is in the rest of it.
+
+    A reader of all of it would stop at NaN, at half a character, at what is nested too deep, and at an end too early.
+    """
+    depth = 0
+    found: dict[bytes, bytes] = {}
+    for token in _TOKEN.finditer(body):
+        if token[0] in b"{[":
+            depth += 1
+        elif token[0] in b"}]":
+            depth -= 1
+        elif depth == 1 and token[2] is not None and token[1] in _ADDRESS:
+            found[token[1]] = token[2]
+    return b"{%b}" % b",".join(b"%b:%b" % field for field in found.items())
 
 
 def _check_version(body: bytes) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from saga_core.commands import Command, Execute, Report, StartChild
+from saga_core.commands import Command, Compensate, Execute, Report, StartChild
 from saga_core.draft import (
     COMPENSATING,
     COMPLETED,
@@ -47,6 +47,7 @@ from saga_core.draft import (
     put,
     report,
 )
+from saga_core.errors import UnknownStepError
 from saga_core.events import (
     CancelRequested,
     ChildRested,
@@ -151,6 +152,8 @@ def wake_at(saga: Saga) -> float | None:
     """Return the next moment when time alone changes something, in seconds since 1970, UTC; None if there is none."""
     if saga.at_rest:
         return None
+    if not (saga.ready or saga.suspended) and saga.plan.options.timeout is None and min(saga.wakes) == inf:
+        return None
     moment = deadline(open_draft(saga, saga.updated_at))
     if saga.suspended:
         for position in positions(saga.running | saga.undoing):
@@ -169,9 +172,15 @@ def wake_at(saga: Saga) -> float | None:
 def awaits(saga: Saga, command: Command) -> bool:
     """Whether the command's result would still be applied.
 
-    Raises: UnknownStepError.
+    Raises: UnknownStepError, also where the step is not of the command's kind: with a child saga, or without.
     """
-    record = saga.progress_of(command.step)
+    position = saga.plan.position(command.step)
+    record, has_child = saga.record(position), saga.plan.steps[position].child is not None
+    if has_child is isinstance(command, Execute | Compensate):
+        kind = "without" if has_child else "with"
+        raise UnknownStepError(
+            f"Saga {saga.id} ({saga.name}) has no step {command.step!r} {kind} a child saga"
+        )
     if isinstance(command, Report):
         return record.attempt == command.attempt and record.state in (STARTED, COMPENSATING)
     if isinstance(command, Execute | StartChild):

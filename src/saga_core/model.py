@@ -7,14 +7,17 @@ of 3, to decide and to write down.
 
 from collections.abc import Iterator
 from math import inf
-from typing import cast
+from typing import Annotated, cast
 
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from saga_core.graph import CHUNK
 from saga_core.payload import EMPTY, decode_object, decode_payload
 from saga_core.plan import ChildSaga, Failure, InputT, Plan, Step, step_id, token_digest
 from saga_core.states import ENDED_WELL, RESTING, Operation, SagaState, StepState
+
+Count = Annotated[int, Meta(ge=0, lt=2**32)]
+"""A number of attempts or of steps. What is read has to be one; what is counted is."""
 
 
 class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -32,12 +35,12 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
     """
 
     state: StepState = StepState.PENDING
-    attempt: int = 0
-    compensation_attempt: int = 0
+    attempt: Count = 0
+    compensation_attempt: Count = 0
     output: Raw = EMPTY
     error: Failure | None = None
     executed_at: float | None = None
-    met: int = 0
+    met: Count = 0
     standing: int = 0
     until: float | None = None
     expires: float | None = None
@@ -45,7 +48,7 @@ class Progress(Struct, frozen=True, gc=False, omit_defaults=True):
     deferred: bool = False
     unknown: bool = False
     skip: bool = False
-    forgiven: int = 0
+    forgiven: Count = 0
     cause: Failure | None = None
 
     @property

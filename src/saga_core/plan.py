@@ -8,7 +8,6 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from msgspec import Raw, Struct, field, json
-from ulid import ULID
 
 from saga_core.conditions import Condition
 from saga_core.errors import DefinitionError, UnknownStepError
@@ -28,6 +27,10 @@ else:
     InputT = TypeVar("InputT")
 
 CANONICAL_ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
+
+_LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _LETTERS for second in _LETTERS]
+"""Crockford's base 32, ten bits at a time."""
 
 DEEPEST_CHILD = 20
 """How many child sagas may lie within each other."""
@@ -368,5 +371,6 @@ def _check_length(name: str, what: str) -> None:
 
 
 def _derived_id(saga_id: str, what: bytes) -> str:
-    saga = ULID.from_str(saga_id).bytes
-    return str(ULID.from_bytes(saga[:6] + blake2b(saga + what, digest_size=10).digest()))
+    """Return a ULID with the time of the saga's, its first ten letters, and a digest in the place of chance."""
+    chance = int.from_bytes(blake2b(saga_id.encode() + what, digest_size=10).digest(), "big")
+    return saga_id[:10] + "".join([_PAIRS[chance >> shift & 1023] for shift in range(70, -1, -10)])

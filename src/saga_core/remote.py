@@ -5,9 +5,10 @@ commands, are the contract with participants in any language.
 """
 
 from collections.abc import Mapping
+from math import inf
 
-import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from saga_core.commands import Carried, Compensate, CompensateChild, Execute, Reply, Report, StartChild
 from saga_core.errors import PayloadError
@@ -22,11 +23,14 @@ from saga_core.events import (
     StepSucceeded,
 )
 from saga_core.graph import CHUNK
+from saga_core.handlers import LONGEST_MESSAGE
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.options import Options
 from saga_core.payload import EMPTY, decode_payload, encode_payload
 from saga_core.plan import Failure, Plan, StepPlan, step_id
 from saga_core.states import Operation, SagaState, StepState
+
+NOTHING = Raw(b"null")
 
 
 class Work(Struct, frozen=True):
@@ -35,7 +39,7 @@ class Work(Struct, frozen=True):
     `name` is the saga's, `created_at` when it was started, seconds since 1970, UTC. `id` is the step's, and
     `idempotency_key` the same over all attempts and redeliveries; `token` brings the result of a deferred attempt.
     `output` is what the action returned, for its compensation. `outputs` are those of the steps that this one depends
-    on, directly or not, by name.
+    on, directly or not, by name; those of them that were skipped are named once more in `skipped`.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Work(Struct, frozen=True):
     input: Raw
     output: Raw
     outputs: Mapping[str, Raw]
+    skipped: tuple[str, ...] = ()
 
 
 def work_of(saga: Saga, command: Execute | Compensate) -> Work:
@@ -61,6 +66,7 @@ def work_of(saga: Saga, command: Execute | Compensate) -> Work:
     step = plan.steps[position]
     operation: Operation = "execute" if isinstance(command, Execute) else "compensate"
     id = step_id(saga.id, step.name)
+    others = {plan.steps[other].name: saga.record(other) for other in _ancestors(plan, position)}
     return Work(
         saga.name,
         saga.created_at,
@@ -73,8 +79,17 @@ def work_of(saga: Saga, command: Execute | Compensate) -> Work:
         saga.token(step.name, operation),
         step.input,
         saga.record(position).output,
-        {plan.steps[other].name: saga.record(other).output for other in _ancestors(plan, position)},
+        {name: record.output for name, record in others.items()},
+        tuple(name for name, record in others.items() if record.state is StepState.SKIPPED),
     )
+
+
+def within_the_sagas_time(saga: Saga, command: Execute | Compensate) -> Execute | Compensate:
+    """Return a command whose deadline is that of its saga, where that comes first: far away nobody else knows of it."""
+    until = saga.plan.deadline
+    if isinstance(command, Compensate) or saga.past_pivot or until >= (command.deadline or inf):
+        return command
+    return replace(command, deadline=until)
 
 
 def saga_at_work(command: Execute | Compensate, work: Work) -> Saga:
@@ -89,7 +104,10 @@ def saga_at_work(command: Execute | Compensate, work: Work) -> Saga:
         *(StepPlan(name, "unknown", depends_on=()) for name in others),
         StepPlan(command.step, work.action, work.compensation, work.input, depends_on=others),
     )
-    records = [Progress(StepState.COMPLETED, 1, output=output) for output in work.outputs.values()]
+    records = [
+        Progress(StepState.SKIPPED if name in work.skipped else StepState.COMPLETED, 1, output=output)
+        for name, output in work.outputs.items()
+    ]
     if isinstance(command, Execute):
         state = SagaState.STARTED
         records.append(Progress(StepState.STARTED, command.attempt, until=command.deadline))
@@ -137,22 +155,23 @@ def answered_by(report: Report) -> StartChild | CompensateChild | None:
 
 def event_of(reply: Reply, at: float) -> Event:
     """Return what a reply says as an event. What cannot be kept, such as an output that is no object, is a failure."""
-    try:
-        output, error = _checked(reply.output, "The output"), _failure(reply)
-    except PayloadError as unusable:
-        output, error = EMPTY, Failure("invalid_payload", f"The reply for step {reply.step!r}: {unusable}")
-    if reply.of == "execute":
+    about = (reply.step, reply.attempt)
+    error = _failure(reply)
+    if reply.of == "compensate":
         if error is not None:
-            return StepFailed(reply.step, reply.attempt, error, at, reply.unknown)
-        if reply.outcome == "skipped":
-            return StepSkipped(reply.step, reply.attempt, reply.reason, at)
-        if reply.outcome == "deferred":
-            return StepDeferred(reply.step, reply.attempt, at)
-        return StepSucceeded(reply.step, reply.attempt, output, at)
+            return CompensationFailed(*about, error, at)
+        kind = CompensationDeferred if reply.outcome == "deferred" else CompensationSucceeded
+        return kind(*about, at)
     if error is not None:
-        return CompensationFailed(reply.step, reply.attempt, error, at)
-    kind = CompensationDeferred if reply.outcome == "deferred" else CompensationSucceeded
-    return kind(reply.step, reply.attempt, at)
+        return StepFailed(*about, error, at, reply.unknown)
+    if reply.outcome == "skipped":
+        return StepSkipped(*about, _short(reply.reason), at)
+    if reply.outcome == "deferred":
+        return StepDeferred(*about, at)
+    try:
+        return StepSucceeded(*about, _kept(reply.output, f"The output of step {reply.step!r}"), at)
+    except PayloadError as unusable:
+        return StepFailed(*about, Failure("invalid_payload", _short(str(unusable))), at, reply.unknown)
 
 
 def undeliverable(command: Carried, error: Failure, at: float, *, unknown: bool) -> Event | None:
@@ -176,14 +195,23 @@ def _failure(reply: Reply) -> Failure | None:
     if reply.outcome != "failed":
         return None
     error = reply.error or Failure("failed", "The reply says no more")
-    return msgspec.structs.replace(error, details=_checked(error.details, "The details of the error"))
+    message, details = error.message, EMPTY
+    try:
+        details = _kept(error.details, "The details of the error")
+    except PayloadError as unusable:
+        message = f"{message} ({unusable})"
+    return Failure(_short(error.code), _short(message), error.retryable, details)
 
 
-def _checked(raw: Raw, what: str) -> Raw:
+def _kept(raw: Raw, what: str) -> Raw:
     """Return a payload from outside as `encode_payload` would have written it. Raises: PayloadError."""
-    if raw == EMPTY:
+    if raw in (EMPTY, NOTHING):
         return EMPTY
     return encode_payload(decode_payload(raw, dict[str, object], what), what)
+
+
+def _short(text: str) -> str:
+    return text[:LONGEST_MESSAGE]
 
 
 def _ancestors(plan: Plan, position: int) -> list[int]:

@@ -12,7 +12,7 @@ from saga_core.errors import TokenError
 from saga_core.events import CompensationFailed, CompensationSucceeded, StepFailed, StepSucceeded
 from saga_core.model import Saga
 from saga_core.payload import EMPTY
-from saga_core.plan import Failure, token_digest
+from saga_core.plan import CANONICAL_ULID, Failure, token_digest
 from saga_core.states import Operation
 
 _OPERATIONS: dict[str, Operation] = {"execute": "execute", "compensate": "compensate"}
@@ -33,7 +33,7 @@ def saga_of(token: str) -> str:
     Raises: TokenError.
     """
     saga_id, dot, _ = token.partition(".")
-    if not dot or not saga_id:
+    if not dot or CANONICAL_ULID.fullmatch(saga_id) is None:
         raise TokenError("This is no token of a deferred step")
     return saga_id
 
@@ -46,14 +46,14 @@ def redeem(saga: Saga, token: str) -> Callback:
     error = TokenError(f"This token does not belong to a step of saga {saga.id}")
     try:
         saga_id, position_text, what, attempt_text, digest = token.split(".")
-        position, attempt = int(position_text), int(attempt_text)
+        position, attempt, proof = int(position_text), int(attempt_text), digest.encode()
     except ValueError:
         raise error from None
     operation = _OPERATIONS.get(what)
     if saga_id != saga.id or not 0 <= position < len(saga.plan.steps) or operation is None:
         raise error
     wanted = token_digest(saga.plan, position, operation, attempt)
-    if not compare_digest(wanted.encode(), digest.encode()):
+    if not compare_digest(wanted.encode(), proof):
         raise error
     return Callback(saga_id, saga.plan.steps[position].name, operation, attempt)
 

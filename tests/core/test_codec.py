@@ -445,6 +445,9 @@ def test_a_damaged_message_gives_codec_error_and_nothing_else(data: st.DataObjec
         (b'"timeout":60.0', b'"timeout":-60.0'),
         (b'"depends_on":[]', b'"depends_on":["b"]'),
         (b'"progress":[', b'"progress":[{},'),
+        (ID.encode(), b"order-7"),
+        (b'"state":"started","attempt":1', b'"state":"started","attempt":-1'),
+        (b'"state":"started","attempt":1', b'"state":"started","attempt":4294967296'),
     ],
 )
 def test_a_saga_whose_definition_makes_no_sense_is_refused(kept: bytes, damaged: bytes) -> None:

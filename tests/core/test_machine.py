@@ -6,10 +6,13 @@ import pytest
 
 from saga_core import (
     Compensate,
+    CompensateChild,
     Event,
     Execute,
+    Report,
     Saga,
     SagaState,
+    StartChild,
     Step,
     Transition,
     UnknownStepError,
@@ -362,6 +365,25 @@ def test_an_unknown_step_is_a_bug_of_the_caller(kind: str, events: str) -> None:
 def test_nothing_is_awaited_of_an_unknown_step(command: Execute | Compensate) -> None:
     with pytest.raises(UnknownStepError, match="'x'"):
         awaits(saga_of("a"), command)
+
+
+@pytest.mark.parametrize("command", [Execute(ID, "b", "do_b", 1), Compensate(ID, "b", "undo_b", 1)])
+def test_no_handler_is_awaited_of_a_step_with_a_child(command: Execute | Compensate) -> None:
+    with pytest.raises(UnknownStepError, match=rf"Saga {ID} \(trip\) has no step 'b' without a child saga"):
+        awaits(saga_of("a b*"), command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        StartChild(ID, "a", 1, ID),
+        CompensateChild(ID, "a", 1, ID),
+        Report(ID, "a", 1, ID, SagaState.COMPLETED),
+    ],
+)
+def test_no_child_is_awaited_of_a_step_without_one(command: StartChild | CompensateChild | Report) -> None:
+    with pytest.raises(UnknownStepError, match=rf"Saga {ID} \(trip\) has no step 'a' with a child saga"):
+        awaits(saga_of("a b*"), command)
 
 
 def test_an_unknown_step_of_a_long_saga_makes_a_short_message() -> None:

@@ -98,6 +98,8 @@ def good(saga: Saga) -> str:
         f"{ID}.x.execute.1.00",
         f"{ID}.0.execute.x.00",
         f"{ID}.0.execute.1.ü",
+        f"{ID}.0.execute.1.\ud800",
+        f"{ID}.{'9' * 5_000}.execute.1.00",
     ],
 )
 def test_a_token_that_is_malformed_is_refused(token: str) -> None:
@@ -131,7 +133,10 @@ def test_a_token_of_another_secret_is_refused() -> None:
         redeem(deferred(), good(deferred("guess")))
 
 
-@pytest.mark.parametrize("token", ["", "x", ".x"])
+@pytest.mark.parametrize(
+    "token",
+    ["", "x", ".x", "x.0.execute.1.00", "\ud800.x", "\0.x", f"{ID.lower()}.x", f" {ID}.x", f"{ID}\n.x"],
+)
 def test_what_names_no_saga_is_no_token(token: str) -> None:
     with pytest.raises(TokenError, match="no token of a deferred step"):
         saga_of(token)

@@ -340,8 +340,7 @@ async def test_a_connection_that_is_lost_is_an_error_and_not_the_end_of_the_queu
     ) -> AsyncIterator[Mapping[str, object]]:
         def take(delivery: Delivery) -> None:
             receive(delivery)
-            assert transport._link is not None
-            transport._link.lose("it dies")
+            transport._up().link.lose("it dies")
 
         async with consume(queue, prefetch, take) as consumer:
             yield cast("Any", consumer)

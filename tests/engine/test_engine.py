@@ -26,7 +26,19 @@ from saga_amqp import (
     StoreError,
 )
 from saga_amqp.contracts import Message
-from saga_core import CompensationRequested, Event, Execute, StepSucceeded, encode_command, fold, transition
+from saga_core import (
+    Command,
+    CompensateChild,
+    CompensationRequested,
+    Event,
+    Execute,
+    Report,
+    StartChild,
+    StepSucceeded,
+    encode_command,
+    fold,
+    transition,
+)
 
 from .world import DEADLINE, Gate, RecordingStore, RecordingTransport, World, run_alone, steps
 
@@ -978,18 +990,30 @@ async def test_a_message_that_cannot_be_used_is_a_dead_letter_and_blocks_nobody(
     assert "from-elsewhere" in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (lambda saga: Execute(saga.id, "z", "do.a", 1), "has no step 'z'"),
+        (lambda saga: StartChild(saga.id, "a", 1, saga.id), "has no step 'a' with a child saga"),
+        (lambda saga: CompensateChild(saga.id, "a", 1, saga.id), "has no step 'a' with a child saga"),
+        (lambda saga: Report(saga.id, "a", 1, saga.id, saga.state), "has no step 'a' with a child saga"),
+    ],
+    ids=["execute", "start child", "compensate child", "report"],
+)
 async def test_a_message_for_a_step_that_its_saga_does_not_have_is_a_dead_letter(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, command: Callable[[Saga], Command], says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    world.replace("do.a", gate := Gate())
     async with world.running() as manager:
-        saga = await manager.wait((await manager.start("s", steps("a"))).id)
+        saga = await manager.start("s", steps("a"))
         async with MemoryTransport(world.broker) as transport:
-            body = encode_command(Execute(saga.id, "z", "do.a", 1))
-            await transport.publish(_message(body), lambda error: None)
+            await transport.publish(_message(encode_command(command(saga))), lambda error: None)
             await anyio.wait_all_tasks_blocked()
+        gate.released.set()
+        assert (await manager.wait(saga.id)).is_completed, "whoever runs it was left alone"
     world.assert_queues_are_empty(dead_letters=1)
     (record,) = caplog.records
-    assert "has no step 'z'" in record.getMessage()
+    assert says in record.getMessage()
 
 
 async def test_a_worker_without_the_handler_fails_the_step_and_the_saga_is_undone(

@@ -1,6 +1,7 @@
 """What no message brings up again: notes in the store, sweeps, timers of dead engines, stores that are away."""
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -539,6 +540,8 @@ async def test_a_commit_of_a_saga_that_was_deleted_is_not_published(world: World
                 await deletes(saga_id)
             return claimed
 
+    async with world.manager():
+        pass  # queues that were missing would have it published
     await world.store.create(saga, unpublished=0.0)
     async with world.running(store=Deleting(world.store, [])):
         await anyio.sleep(0.3)
@@ -574,3 +577,46 @@ async def test_what_waits_for_the_broker_waits_in_one_task(world: World) -> None
         for saga in sagas:
             assert (await manager.wait(saga.id)).is_completed
     assert world.calls == ["do.a"] * 5
+
+
+# Queues that are gone ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queue", ["saga.steps", "saga.orchestrator"])
+async def test_what_a_deleted_queue_held_is_published_again(world: World, queue: str) -> None:
+    child = Step(name="ship", child=ChildSaga("shipping", steps("c")))
+    world.replace("do.b", failing)
+    async with world.manager() as starter:
+        plain = await starter.start("s", steps("a"))
+        undone = await starter.start("s", steps("d", "b"))
+        family = await starter.start("s", [child])
+    del world.broker.queues[queue]
+    async with world.running() as manager:
+        assert (await manager.wait(plain.id)).is_completed
+        assert (await manager.wait(undone.id)).is_compensated
+        assert (await manager.wait(family.id)).is_completed
+    assert Counter(world.calls) == Counter(["do.a", "do.b", "do.c", "do.d", "undo.d"])
+    world.assert_queues_are_empty()
+
+
+async def test_a_queue_that_is_there_is_left_alone(world: World) -> None:
+    async with world.manager() as starter:
+        saga = await starter.start("s", steps("a"))
+    async with world.manager():
+        await anyio.wait_all_tasks_blocked()
+        assert world.depth("saga.steps") == 1
+    assert (await world.finish(saga.id)).is_completed
+
+
+async def test_a_manager_that_runs_no_handlers_makes_good_what_it_finds_missing(world: World) -> None:
+    async with world.manager() as starter:
+        saga = await starter.start("s", steps("a"))
+    del world.broker.queues["saga.steps"]
+    async with world.manager():
+        await anyio.wait_all_tasks_blocked()
+        assert world.depth("saga.steps") == 1
+    assert (await world.finish(saga.id)).is_completed
+
+
+async def failing(saga: Saga, step: Step) -> None:
+    raise StepError("no", "no")

@@ -1,6 +1,6 @@
 """A world to run managers in: a broker and a store in memory, handlers that can be held, and what there is to see."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -17,6 +17,7 @@ from saga_amqp import (
     MemoryStore,
     MemoryTransport,
     Moment,
+    Participant,
     Point,
     TransportError,
 )
@@ -80,7 +81,7 @@ class Services:
                 self.calls.append(name)
                 if name in self.replaced:
                     return await self.replaced[name](saga, step)
-                return {"from": step.name} if prefix == "do" else None
+                return None if prefix.startswith("un") else {"from": step.name}
 
             return call
 
@@ -151,9 +152,9 @@ class World:
     def depth(self, queue: str) -> int:
         return self.broker.held(queue)
 
-    def assert_queues_are_empty(self, *, dead_letters: int = 0) -> None:
+    def assert_queues_are_empty(self, *more: str, dead_letters: int = 0) -> None:
         depths = {name: self.broker.held(name) for name in self.broker.queues}
-        queues = ("saga.steps", "saga.compensate", "saga.orchestrator")
+        queues = ("saga.steps", "saga.compensate", "saga.orchestrator", *more)
         assert depths == {**dict.fromkeys(queues, 0), "saga.dead-letter": dead_letters}
 
 
@@ -277,8 +278,8 @@ class RecordingTransport:
         self.next = renewed
         return renewed
 
-    async def declare(self, topology: Topology) -> None:
-        await self.inner.declare(topology)
+    async def declare(self, topology: Topology) -> Collection[str]:
+        return await self.inner.declare(topology)
 
     @asynccontextmanager
     async def consume(
@@ -370,7 +371,7 @@ class RecordingDelivery:
         self.inner.reject(requeue=requeue)
 
 
-async def run_alone(manager: Manager, during: Callable[[], Awaitable[object]]) -> None:
+async def run_alone(manager: Manager | Participant, during: Callable[[], Awaitable[object]]) -> None:
     """Run a manager and something beside it; what `run` raises comes out of here, as it is."""
     raised: list[BaseException] = []
 

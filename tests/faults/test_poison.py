@@ -41,7 +41,9 @@ async def started(rabbit: RabbitWorld, place: Place, limit: int, harmless: int =
         rabbit.manager(store=store, observer=None, delivery_limit=limit) as manager,
     ):
         for number in range(harmless + 1):
-            started = await manager.start("s", steps("b", "d") if number == harmless // 2 else steps("c"))
+            started = await manager.start(
+                "s", steps("b", "d") if number == harmless // 2 else steps("c", "e")
+            )
             if number == harmless // 2:
                 killer = started
     return killer

@@ -14,8 +14,9 @@ from saga_amqp.transports.amqp.transport import AmqpTransport
 from saga_core import Execute, fold
 from tests.engine.world import Gate, nothing, run_alone, steps
 
+from .proxy import proxy_to
 from .worker import SAGA_ID, the_saga
-from .world import DEADLINE, RabbitWorld, Worker, proxy_to
+from .world import DEADLINE, RabbitWorld, Worker
 
 SAGAS = 1000
 AT_ONCE = 100

@@ -1,4 +1,4 @@
-"""The engine tests' world, on a real broker: a way there that can be cut, and worker processes that can be killed."""
+"""The engine tests' world, on a real broker: and worker processes that can be killed."""
 
 # A broker tells nobody when a queue has changed: it has to be asked again and again.
 # ruff: noqa: ASYNC110
@@ -12,11 +12,10 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Self
-from urllib.parse import urlsplit, urlunsplit
 
 import aiormq
 import anyio
-from anyio.abc import ByteStream, Process, SocketAttribute, TaskGroup
+from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from saga_amqp import Config, Point, Saga
@@ -96,55 +95,6 @@ async def _ready(url: str, queues: list[str]) -> list[int]:
         await connection.close()
 
 
-class Proxy:
-    """A way to the broker that can be cut."""
-
-    def __init__(self, url: str, port: int) -> None:
-        parts = urlsplit(url)
-        self._broker = (parts.hostname or "localhost", parts.port or 5672)
-        login, _, _ = parts.netloc.rpartition("@")
-        self.url = urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{port}"))
-        self._ways: set[anyio.CancelScope] = set()
-
-    def cut(self) -> None:
-        """Cut every connection there is, without a goodbye."""
-        for way in self._ways:
-            way.cancel()
-
-    async def serve(self, client: ByteStream) -> None:
-        """Be the way for one client."""
-        with anyio.CancelScope() as scope:
-            self._ways.add(scope)
-            try:
-                async with (
-                    client,
-                    await anyio.connect_tcp(*self._broker) as broker,
-                    anyio.create_task_group() as ways,
-                ):
-                    ways.start_soon(self._carry, client, broker, ways)
-                    ways.start_soon(self._carry, broker, client, ways)
-            finally:
-                self._ways.discard(scope)
-
-    async def _carry(self, source: ByteStream, target: ByteStream, ways: TaskGroup) -> None:
-        try:
-            while True:
-                await target.send(await source.receive())
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            ways.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def proxy_to(url: str) -> AsyncIterator[Proxy]:
-    """Open a way to the broker that can be cut."""
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    async with listener, anyio.create_task_group() as tasks:
-        proxy = Proxy(url, listener.extra(SocketAttribute.local_port))
-        tasks.start_soon(listener.serve, proxy.serve)
-        yield proxy
-        tasks.cancel_scope.cancel()
-
-
 class Worker:
     """An engine in a process of its own: see `worker`."""
 
@@ -166,6 +116,11 @@ class Worker:
         os.kill(self._process.pid, signal.SIGKILL)
         with anyio.fail_after(DEADLINE):
             await self._process.wait()
+
+    async def end(self) -> int:
+        """Tell it to end, and return its exit status."""
+        os.kill(self._process.pid, signal.SIGTERM)
+        return await self.ended()
 
     async def ended(self) -> int:
         """Wait for its end and return its exit status."""

@@ -37,7 +37,8 @@ class Work:
 @asynccontextmanager
 async def running(batches: Batches[int, int]) -> AsyncIterator[None]:
     async with anyio.create_task_group() as tasks:
-        await tasks.start(batches.run)
+        batches.open()
+        tasks.start_soon(batches.run)
         try:
             yield
         finally:
@@ -140,7 +141,8 @@ async def test_what_waits_is_done_before_the_end_and_nothing_is_taken_after_it()
     async with anyio.create_task_group() as jobs:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
-                await tasks.start(batches.run)
+                batches.open()
+                tasks.start_soon(batches.run)
                 work.gate.clear()
                 jobs.start_soon(do, 1)
                 await work.until_begun()

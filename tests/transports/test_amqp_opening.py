@@ -1,13 +1,10 @@
-"""Connecting and closing: clear errors without passwords, TLS, and nothing left behind when cancelled anywhere."""
+"""Connecting and closing: clear errors without passwords, and nothing left behind when cancelled anywhere."""
 
 import asyncio
 import socket
-import ssl
-import subprocess
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
 import anyio.abc
@@ -18,7 +15,6 @@ from saga_amqp.contracts import Topology
 from saga_amqp.errors import AuthenticationError, ConnectFailedError, VirtualHostError
 from saga_amqp.testing.traffic import Inbox, Outbox, message_to, new_queue
 from saga_amqp.transports.amqp import AmqpTransport
-from tests.servers import RabbitMQ
 from tests.transports.test_amqp import assert_nothing_of_aiormq
 
 PASSWORD = "5ecret/pa#ss@word"
@@ -117,6 +113,15 @@ async def test_somebody_who_never_answers() -> None:
         (f"amqp://guest:{QUOTED}@broker/?heartbeat=65535", "heartbeat"),
         (f"amqp://guest:{QUOTED}@broker/?heartbeat=-1", "heartbeat"),
         (f"amqp://guest:{QUOTED}@broker/?heartbeat", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@broker/?heartbeat={'9' * 5_000}", "heartbeat"),
+        (f"amqp://guest:{QUOTED}@broker/?name=\ud800", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@br\ud800ker/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@bro\\ker/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@[::1]5673/", "cannot be read"),
+        (f'amqp://[::1]:"@//guest:{QUOTED}@broker/', "cannot be read"),
+        (f"amqp://guest:{QUOTED}@[::1/", "cannot be read"),
+        (f"amqp://guest:{QUOTED}@broker:99999/", "cannot be read"),
+        ("amqp://guest:5ecret\udcff@broker/", "cannot be read"),
     ],
 )
 def test_a_url_that_cannot_be_used(url: str, message: str) -> None:
@@ -125,85 +130,19 @@ def test_a_url_that_cannot_be_used(url: str, message: str) -> None:
     assert_no_password(caught.value)
 
 
-def test_a_context_for_tls_wants_a_url_for_tls() -> None:
-    with pytest.raises(ConnectFailedError, match="amqps"):
-        AmqpTransport("amqp://broker/", ssl_context=ssl.create_default_context())
-
-
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
         (f"amqp://guest:{QUOTED}@broker", "amqp://broker:5672/"),
         (f"amqps://guest:{QUOTED}@broker/", "amqps://broker:5671/"),
         (f"amqps://guest:{QUOTED}@broker:1234/a%2Fb?heartbeat=5", "amqps://broker:1234/a/b"),
+        (f"amqp://guest:{QUOTED}@BRÖKER/ö", "amqp://xn--brker-kua:5672/ö"),
+        (f"amqp://guest:{QUOTED}@[::1]:1234", "amqp://::1:1234/"),
+        (f"amqp://guest:{QUOTED}@brök.example/", "amqp://xn--brk-tna.example:5672/"),
     ],
 )
 def test_how_a_transport_is_shown(url: str, shown: str) -> None:
     assert repr(AmqpTransport(url)) == f"<AmqpTransport {shown}>"
-
-
-# TLS --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with an authority of our own and a certificate for `localhost`."""
-    there = tmp_path_factory.mktemp("tls")
-    (there / "names").write_text("subjectAltName=DNS:localhost\n")
-    for command in (
-        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=authority",
-        "req -newkey rsa:2048 -nodes -keyout broker.key -out broker.csr -subj /CN=localhost",
-        "x509 -req -in broker.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out broker.pem -days 2 -extfile names",
-    ):
-        subprocess.run(["openssl", *command.split()], cwd=there, check=True, capture_output=True)
-    for file in there.iterdir():
-        file.chmod(0o644)
-    there.chmod(0o755)
-    return there
-
-
-@pytest.fixture
-def tls_port(private_rabbitmq: RabbitMQ, authority: Path, unused_port: int) -> int:
-    """A port on which the broker speaks TLS."""
-    options = ", ".join(
-        f'{{{option}, "{authority / file}"}}'
-        for option, file in (("cacertfile", "ca.pem"), ("certfile", "broker.pem"), ("keyfile", "broker.key"))
-    )
-    listen = f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {unused_port}, inet}}, [{options}], 2).'
-    private_rabbitmq.ctl("eval", listen)
-    return unused_port
-
-
-@pytest.mark.uvloop
-async def test_tls_is_verified_by_the_given_authority(
-    tls_port: int, authority: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    context = ssl.create_default_context(cafile=authority / "ca.pem")
-    with anyio.fail_after(30):
-        async with AmqpTransport(
-            f"amqps://guest:guest@localhost:{tls_port}/", ssl_context=context
-        ) as transport:
-            queue = await new_queue(transport)
-            inbox, outbox = Inbox(), Outbox(transport)
-            body = b"x" * 1_000_000
-            async with transport.consume(queue, 10, inbox):
-                await outbox.publish(message_to(queue, "0", body), message_to(queue, "1"))
-                first, second = await inbox.take(2)
-                assert first.body == body
-                first.acknowledge()
-                second.acknowledge()
-            assert outbox.outcomes == {"0": None, "1": None}
-    error = await refusal(f"amqps://guest:{QUOTED}@localhost:{tls_port}/")
-    assert "TLS" in str(error)
-    assert "self-signed" in str(error)
-    error = await refusal(f"amqp://guest:{QUOTED}@localhost:{tls_port}/")  # which expects TLS
-    assert type(error) is ConnectFailedError
-    assert_nothing_of_aiormq(caplog)
-
-
-async def test_tls_to_a_port_without_it(amqp_url: str) -> None:
-    error = await refusal(amqp_url.replace("amqp://guest:guest", f"amqps://guest:{QUOTED}"))
-    assert "TLS" in str(error)
 
 
 # Cancelled anywhere -----------------------------------------------------------------------------------------------
@@ -274,11 +213,11 @@ async def test_a_cancelled_subscription_leaves_no_channel_open(amqp_url: str) ->
                 with anyio.move_on_after(part * 0.0002):
                     async with transport.consume(queue, 10, Inbox()):
                         pass
-            assert transport._control is not None
-            while len(transport._control._connection.channels) > 1:  # that of the publisher
+            assert transport._connection is not None
+            while len(transport._connection.control._connection.channels) > 1:  # that of the publisher
                 await checkpoint()
-            assert transport._link is not None
-            assert len(transport._link.lanes) == 1
+            assert transport._connection is not None
+            assert len(transport._connection.link.lanes) == 1
 
 
 async def test_cancelled_while_nobody_answers_nothing_is_left() -> None:

@@ -50,8 +50,8 @@ async def test_what_a_lost_consumer_had_in_hand_counts_as_given_back(private_rab
                     await consuming.__aenter__()
                     (delivery,) = await inbox.take()
                     counts.append(delivery.headers.get("x-delivery-count"))
-                    assert worker._link is not None
-                    worker._link.lose("it dies")
+                    assert worker._connection is not None
+                    worker._connection.link.lose("it dies")
                     await consuming.__aexit__(None, None, None)
             inbox = Inbox()
             async with transport.consume(dead, 1, inbox):

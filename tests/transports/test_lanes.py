@@ -114,6 +114,18 @@ def test_a_turn_of_acknowledgements_without_a_gap_is_one_frame() -> None:
     assert (frame.delivery_tag, frame.multiple) == (999, True)
 
 
+def test_a_message_whose_properties_make_no_sense_has_no_id_and_can_be_rejected() -> None:
+    out = Sent()
+    lane, deliveries, _ = consume(out, 0)
+    lane.take(Delivered(1, 1, False, b"\xff\xff", b"{}"))
+    (delivery,) = deliveries
+    assert delivery.message_id == ""
+    with pytest.raises(FrameError):
+        str(delivery.headers)
+    delivery.reject(requeue=False)
+    assert [frame.delivery_tag for frame in out.frames] == [1]
+
+
 def test_a_delivery_is_settled_once() -> None:
     out = Sent()
     _, (delivery,), _ = consume(out, 1)

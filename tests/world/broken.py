@@ -50,7 +50,7 @@ def publishes_before_it_commits(patch: pytest.MonkeyPatch) -> None:
     """Commands leave before the commit that causes them."""
     decide = orchestrator.decide
 
-    async def settle(self: Any, command: Any, body: bytes) -> Any:
+    async def settle(self: Any, command: Any, delivery: Any) -> Any:
         async def early(store: Any, saga: Saga, event: Event, **more: Any) -> Any:
             answer = saga_core.transition(saga, event)
             if answer.commands:
@@ -60,7 +60,7 @@ def publishes_before_it_commits(patch: pytest.MonkeyPatch) -> None:
 
         orchestrator.decide = early
         try:
-            return await original(self, command, body)
+            return await original(self, command, delivery)
         finally:
             orchestrator.decide = decide
 
@@ -296,9 +296,9 @@ def calls_a_cancelled_handler_failed(patch: pytest.MonkeyPatch) -> None:
 
     whose: ContextVar[Any] = ContextVar("whose")
 
-    async def settle(self: Any, command: Any, body: bytes) -> Any:
+    async def settle(self: Any, command: Any, delivery: Any) -> Any:
         whose.set(self)
-        return await settles(self, command, body)
+        return await settles(self, command, delivery)
 
     async def run(config: Any, clock: Any, saga: Saga, command: Any) -> Event:
         try:

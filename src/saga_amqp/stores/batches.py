@@ -12,7 +12,6 @@ from typing import Generic, TypeVar
 import anyio
 import anyio.to_thread
 from anyio import CapacityLimiter
-from anyio.abc import TaskStatus
 
 from saga_amqp.errors import StoreError
 
@@ -68,12 +67,14 @@ class Batches(Generic[JobT, ResultT]):
         while self._under_way is not None and self._under_way.abandoned:
             await self._under_way.done.wait()
 
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    def open(self) -> None:
+        """Take jobs from now on; `run` is to be started soon. Whoever waited for that could not be cancelled."""
+        self._open = True
+
+    async def run(self) -> None:
         """Do jobs until `close`. Shielded from cancellation: whoever waits for a job can rely on an answer."""
         limiter = CapacityLimiter(1)
         with anyio.CancelScope(shield=True):
-            self._open = True
-            task_status.started()
             while self._open or self._gathering:
                 if not self._gathering:
                     self._wanted = anyio.Event()

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import anyio
-from anyio.abc import TaskStatus
 
 from saga_amqp.errors import SagaNotFoundError, StoreError, StoreUnavailableError
 from saga_core import Saga
@@ -31,6 +30,7 @@ class Waiting:
         self._waits: dict[str, _Wait] = {}
         self._wanted = anyio.Event()
         self._looking: anyio.CancelScope | None = None
+        self._closed = False
 
     async def rested(self, saga_id: str) -> Saga:
         """Wait until a saga rests. Raises: SagaNotFoundError, StoreError."""
@@ -66,6 +66,7 @@ class Waiting:
 
     def close(self) -> None:
         """Let `look` end, and wake everybody with an error."""
+        self._closed = True
         if self._looking is not None:
             self._looking.cancel()
         for saga_id in list(self._waits):
@@ -73,11 +74,11 @@ class Waiting:
                 saga_id, error=StoreError(f"The store was closed while somebody waited for saga {saga_id}")
             )
 
-    async def look(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    async def look(self) -> None:
         """Look for what other processes have done, whenever somebody waits, until `close`."""
         with anyio.CancelScope() as self._looking:
-            task_status.started()
-            await self._look()
+            if not self._closed:
+                await self._look()
 
     async def _look(self) -> None:
         doubtful = True

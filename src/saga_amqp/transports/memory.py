@@ -6,7 +6,7 @@ had not acknowledged, delivery limits, dead letters, unroutable messages as erro
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -254,10 +254,12 @@ class MemoryTransport:
         """Return another transport to the same broker."""
         return type(self)(self.broker)
 
-    async def declare(self, topology: Topology) -> None:
-        """Create what is missing. Raises: TopologyError, TransportClosedError."""
+    async def declare(self, topology: Topology) -> Collection[str]:
+        """Create what is missing, and return the queues that were. Raises: TopologyError, TransportClosedError."""
         self._check_open()
+        missing = [queue.name for queue in topology.queues if queue.name not in self.broker.queues]
         self.broker.declare(topology)
+        return missing
 
     async def depth(self, queue: str) -> int:
         """Return how many messages of a queue are ready. Raises: QueueNotFoundError, TransportClosedError."""

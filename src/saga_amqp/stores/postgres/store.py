@@ -8,7 +8,6 @@ from typing import Self, cast
 
 import anyio
 import anyio.to_thread
-from anyio.abc import TaskStatus
 
 from saga_amqp.contracts import EVERYTHING, Commit, Page, Query
 from saga_amqp.errors import StoreError
@@ -111,7 +110,9 @@ class PostgresStore:
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         try:
             await anyio.to_thread.run_sync(self._prepare)
-            await tasks.start(self._work)
+            self._writes.open()
+            self._reads.open()
+            tasks.start_soon(self._work)
         except BaseException:
             await self._leave()
             raise
@@ -242,17 +243,16 @@ class PostgresStore:
 
     # In the background
 
-    async def _work(self, *, task_status: TaskStatus[None]) -> None:
+    async def _work(self) -> None:
         """Do what is asked for until the store is left, and beside it what has to go on for as long."""
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as beside:
-                await beside.start(self._waiting.look)
+                beside.start_soon(self._waiting.look)
                 beside.start_soon(self._listener.run)
                 beside.start_soon(self._guard)
                 async with anyio.create_task_group() as batches:
-                    await batches.start(self._writes.run)
-                    await batches.start(self._reads.run)
-                    task_status.started()
+                    batches.start_soon(self._writes.run)
+                    batches.start_soon(self._reads.run)
                 beside.cancel_scope.cancel()
 
     async def _guard(self) -> None:

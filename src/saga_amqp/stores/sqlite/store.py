@@ -81,9 +81,10 @@ class SQLiteStore:
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         try:
             await anyio.to_thread.run_sync(self._open_file)
-            await tasks.start(self._writes.run)
-            await tasks.start(self._reads.run)
-            await tasks.start(self._waiting.look)
+            for work in (self._writes, self._reads):
+                work.open()
+                tasks.start_soon(work.run)
+            tasks.start_soon(self._waiting.look)
         except BaseException:
             await self._leave()
             raise

@@ -1,6 +1,6 @@
 """The simulated transport: one process's handle on the broker, which is cut when the process dies."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -92,10 +92,15 @@ class WorldTransport:
         """Return another transport to the same broker."""
         return type(self)(self._broker, self._network, self._pulse, self._acknowledging)
 
-    async def declare(self, topology: Topology) -> None:
-        """Create what is missing. Raises: TopologyError, ConnectionLostError, TransportClosedError."""
+    async def declare(self, topology: Topology) -> Collection[str]:
+        """Create what is missing, and return the queues that were.
+
+        Raises: TopologyError, ConnectionLostError, TransportClosedError.
+        """
+        missing: list[str] = []
 
         def ask() -> TransportError | None:
+            missing.extend(queue.name for queue in topology.queues if queue.name not in self._broker.queues)
             try:
                 self._broker.declare(topology)
             except TopologyError as error:
@@ -103,6 +108,7 @@ class WorldTransport:
             return None
 
         await self._ask(self._open(), ask)
+        return missing
 
     async def depth(self, queue: str) -> int:
         """Return how many messages of a queue are ready. Raises: QueueNotFoundError, ConnectionLostError."""

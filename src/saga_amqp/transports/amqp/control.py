@@ -22,6 +22,7 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import ChannelClosed, ChannelInvalidStateError
 
 from saga_amqp.errors import (
+    AuthenticationError,
     ConnectionLostError,
     ConsumerCancelledError,
     TransportClosedError,
@@ -329,7 +330,10 @@ def _caller_of_this_loop() -> Callable[..., None]:
 
 
 async def _open(connection: aiormq.Connection) -> int:
-    await cast(Any, connection).connect()
+    try:
+        await cast(Any, connection).connect()
+    except aiormq.exceptions.AuthenticationError as error:
+        raise AuthenticationError(f"it offers {error.args[0]}") from error
     return connection.connection_tune.frame_max
 
 

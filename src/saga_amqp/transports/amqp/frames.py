@@ -24,6 +24,7 @@ HEADER: Final = 2
 BODY: Final = 3
 HEARTBEAT: Final = 8
 END: Final = b"\xce"
+TLS_ALERT: Final = b"\x15\x03"
 
 # Class in the upper half, method in the lower one: as the four bytes are on the wire.
 CONNECTION_CLOSE: Final = 10 << 16 | 50
@@ -211,7 +212,8 @@ class Decoder:
 
     def _refuse(self, kind: int, size: int, head: bytes) -> NoReturn:
         if kind not in _KINDS:
-            raise FrameError(f"This is not AMQP 0-9-1: a frame begins with {head!r}")
+            hint = "; it is TLS, for which the URL begins with amqps://" if head[:2] == TLS_ALERT else ""
+            raise FrameError(f"This is not AMQP 0-9-1: a frame begins with {head!r}{hint}")
         raise FrameError(
             f"A frame announces {size} bytes, but only frames of up to {self.frame_max} bytes were agreed on"
         )

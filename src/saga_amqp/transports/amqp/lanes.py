@@ -253,8 +253,11 @@ class AmqpDelivery:
 
     @property
     def message_id(self) -> str:
-        """The id that it was published with, or an empty string."""
-        return properties.message_id(self._properties)
+        """The id that it was published with, or an empty string, also where a foreign publisher's cannot be found."""
+        try:
+            return properties.message_id(self._properties)
+        except FrameError:
+            return ""
 
     @property
     def headers(self) -> Mapping[str, object]:

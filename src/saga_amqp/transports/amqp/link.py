@@ -5,12 +5,9 @@ link ends once, in `lose`, whatever the reason is; everybody who waits is told t
 """
 
 import logging
-import os
-import socket
-import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 import anyio
 import anyio.abc
@@ -18,7 +15,6 @@ import pamqp.frame
 from pamqp import commands
 
 from saga_amqp.errors import (
-    ConnectFailedError,
     ConnectionLostError,
     FrameError,
     TransportClosedError,
@@ -56,36 +52,6 @@ class Lane(Protocol):
     def fail(self, error: TransportError) -> None:
         """Learn that the connection is gone."""
         ...
-
-
-async def dial(address: Address, ssl_context: ssl.SSLContext | None) -> anyio.abc.ByteStream:
-    """Open a TCP or TLS stream. Raises: ConnectFailedError."""
-    try:
-        if not address.tls:
-            stream = await anyio.connect_tcp(address.host, address.port)
-            # Some event loops have set it, some have not. Without it every hop waits 40 ms for a delayed ACK.
-            raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return stream
-        return await anyio.connect_tcp(
-            address.host, address.port, tls=True, ssl_context=ssl_context, tls_standard_compatible=False
-        )
-    except ssl.SSLError as error:
-        raise ConnectFailedError(f"TLS with {address} failed: {error}") from error
-    except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
-        raise ConnectFailedError(f"Nobody answers at {address}: {_why(error)}") from error
-
-
-def _why(error: BaseException) -> str:
-    """Return what one can act on: the first of AnyIO's attempts, in the words of the system."""
-    cause = error.__cause__
-    if isinstance(cause, BaseExceptionGroup):
-        cause = cast("BaseExceptionGroup[BaseException]", cause).exceptions[0]
-    if isinstance(cause, OSError):
-        error = cause
-    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)
-    return str(error) or type(error).__name__
 
 
 class _Publisher:

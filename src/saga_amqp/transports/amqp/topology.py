@@ -12,11 +12,14 @@ from saga_amqp.errors import QueueNotFoundError, TopologyError
 from saga_amqp.transports.amqp import refusals
 
 
-async def declare(topology: Topology, connection: aiormq.Connection) -> None:
+async def declare(topology: Topology, connection: aiormq.Connection) -> frozenset[str]:
     """Create what is missing, on a channel of its own: the broker closes it over the first difference.
 
-    Raises: TopologyError, with what to do about it, and the broker's own words.
+    Return the names of the queues that were. Raises: TopologyError, with the broker's words and what to do.
     """
+    missing = frozenset(
+        [queue.name for queue in topology.queues if not await _is_there(queue.name, connection)]
+    )
     channel = await connection.channel(publisher_confirms=False)
     try:
         for exchange in topology.exchanges:
@@ -33,6 +36,7 @@ async def declare(topology: Topology, connection: aiormq.Connection) -> None:
                 what = f"Binding of queue {queue.name!r} to exchange {exchange_name!r} for {pattern!r}"
                 with _named("binding", what):
                     await channel.queue_bind(queue.name, exchange_name, pattern)
+        return missing
     finally:
         if not channel.is_closed:
             await channel.close()
@@ -53,6 +57,14 @@ async def depth(queue: str, connection: aiormq.Connection) -> int:
     finally:
         if not channel.is_closed:
             await channel.close()
+
+
+async def _is_there(queue: str, connection: aiormq.Connection) -> bool:
+    try:
+        await depth(queue, connection)
+    except QueueNotFoundError:
+        return False
+    return True
 
 
 def arguments(queue: Queue) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The transport to RabbitMQ: see `contracts.Transport` for what it promises."""
 
+import logging
 import ssl
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -11,82 +12,77 @@ import anyio
 from anyio.abc import TaskGroup
 
 from saga_amqp.contracts import Delivery, Message, Topology
-from saga_amqp.errors import (
-    AuthenticationError,
-    ConnectFailedError,
-    TransportClosedError,
-    TransportError,
-    VirtualHostError,
-)
-from saga_amqp.transports.amqp.address import parse
+from saga_amqp.errors import ConnectFailedError, TransportClosedError, TransportError
+from saga_amqp.transports.amqp.address import Address, parse
+from saga_amqp.transports.amqp.connection import GOODBYE, Connection
 from saga_amqp.transports.amqp.control import Channel, Control
-from saga_amqp.transports.amqp.lanes import ConsumeLane, PublishLane
-from saga_amqp.transports.amqp.link import Link, dial
+from saga_amqp.transports.amqp.dialling import dial
+from saga_amqp.transports.amqp.lanes import ConsumeLane
 from saga_amqp.transports.amqp.topology import declare, depth
 
-# Seconds that goodbyes may take: to a consumer's channel, to the connection, to the portal thread.
-GOODBYE = 5.0
+logger = logging.getLogger("saga_amqp.transports.amqp")
 
 # Bytes that a message has around its body, or a little more, as long as its names are of a usual length.
 ENVELOPE = 256
-
-ACCESS_REFUSED, NOT_ALLOWED = 403, 530
 
 
 class AmqpTransport:
     """A connection to RabbitMQ, on asyncio (also with uvloop) and on trio.
 
-    `url` is `amqp://user:password@host:port/vhost`, or `amqps://…` for TLS, which verifies the broker's certificate
-    by the system's authorities, or by `ssl_context`. `heartbeat` is in seconds, 0 for none; it can be part of the
-    URL as well (`?heartbeat=10`) and is 60 by default. `connect_timeout` is in seconds. `buffer` is how many bytes may
-    wait to be sent before `publish` waits.
+    `url` is `amqp://user:password@host:port/vhost`, or `amqps://…` for TLS, which verifies the broker's name and
+    certificate by the system's authorities, or those in a file (`?cafile=ca.pem`). `?certfile=…&keyfile=…` name a
+    certificate of our own; with `auth=external` it says who we are, instead of a password. An `ssl_context` stands for
+    all these files. `heartbeat` is in seconds, 0 for none; it can be part of the URL as well (`?heartbeat=10`), and is
+    60 by default. `?name=…` is what the broker's operators see. `connect_timeout` is in seconds. `buffer` is how many
+    bytes may wait to be sent before `publish` waits.
 
-    A broken connection is not made again: `renewed` gives another transport to enter. All methods belong to one event
-    loop.
+    Of several URLs, say of a cluster's nodes, each is tried in its turn, and given `connect_timeout`, until one works.
 
-    Raises: ConnectFailedError, when the URL cannot be used.
+    A broken connection is not made again: `renewed` gives another transport to enter, which begins with the next URL.
+    All methods belong to one event loop.
+
+    Raises: ConnectFailedError, when a URL cannot be used.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         ssl_context: ssl.SSLContext | None = None,
         heartbeat: int | None = None,
         connect_timeout: float = 10.0,
         buffer: int = 1_048_576,
     ) -> None:
-        self._url, self._heartbeat = url, heartbeat
-        self._address = parse(url, heartbeat)
-        if ssl_context is not None and not self._address.tls:
-            raise ConnectFailedError(
-                "An ssl_context was given, but the URL is amqp://; write amqps:// for TLS"
-            )
+        self._urls = (url,) if isinstance(url, str) else tuple(url)
+        self._addresses = tuple(parse(each, heartbeat) for each in self._urls)
+        self._heartbeat = heartbeat
+        self._tried = 0
+        if not self._urls:
+            raise ConnectFailedError("There is no URL of a broker to connect to")
+        for address in self._addresses:
+            _check_security(address, ssl_context)
         self._ssl_context = ssl_context
         self._connect_timeout = connect_timeout
         self._buffer = buffer
         self._entered = False
         self._stack = AsyncExitStack()
         self._scope: anyio.CancelScope | None = None  # made inside, where there is an event loop
-        self._link: Link | None = None
-        self._control: Control | None = None
-        self._publishing: PublishLane | None = None
-        self._reopening = anyio.Lock()
+        self._connection: Connection | None = None
         self._closed: anyio.Event | None = None
         self._lost: anyio.Event | None = None
 
     def __repr__(self) -> str:
-        return f"<AmqpTransport {self._address!r}>"
+        return f"<AmqpTransport {', '.join(map(repr, self._addresses))}>"
 
     @property
     def is_blocked(self) -> bool:
         """Whether the broker, short of memory or disk, has asked publishers to wait."""
-        return self._link is not None and self._link.blocked
+        return self._connection is not None and self._connection.link.blocked
 
     async def __aenter__(self) -> Self:
         """Connect. Cancelled, nothing stays behind.
 
-        Raises: ConnectFailedError, AuthenticationError, VirtualHostError.
+        Raises: ConnectFailedError, AuthenticationError, VirtualHostError. Of several URLs it is one that tells of all.
         """
         if self._entered:
             raise TransportClosedError("A transport can be entered once; make a new one")
@@ -96,7 +92,9 @@ class AmqpTransport:
         self._scope = self._stack.enter_context(anyio.CancelScope())
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         try:
-            await self._open(tasks)
+            self._connection = await self._open(tasks)
+            if self._connection.link.lost is not None:
+                self._lost.set()
         except BaseException:
             await self._leave()
             raise
@@ -118,59 +116,47 @@ class AmqpTransport:
                 await self._closed.wait()
             return
         self._closed = anyio.Event()
-        link, control = self._link, self._control
         try:
-            if link is not None and control is not None:
-                link.closing = True
-                link.wake_publishers()
-                if link.open and link.lost is None:
-                    with anyio.move_on_after(GOODBYE, shield=True):
-                        await control.close()
+            if self._connection is not None:
+                await self._connection.close()
         finally:
-            if link is not None:
-                link.closing = True
-                link.lose("")
-            try:
-                if control is not None:
-                    with anyio.move_on_after(GOODBYE, shield=True):
-                        await control.stop()
-            finally:
-                self._closed.set()
+            self._closed.set()
 
     async def lost(self) -> TransportError:
         """Wait until the connection ends, and return why. Only inside the context."""
-        link, lost = self._link, self._lost
-        if link is None or lost is None:
+        connection, lost = self._connection, self._lost
+        if connection is None or lost is None:
             return TransportClosedError("The transport is not open; use it inside `async with`")
         await lost.wait()
-        assert link.lost is not None
-        return link.lost
+        assert connection.link.lost is not None
+        return connection.link.lost
 
     def renewed(self) -> Self:
-        """Return another transport to the same broker, which is not entered yet."""
+        """Return another transport to the same broker, which is not entered yet. It begins with the next URL."""
+        following = (self._tried + 1) % len(self._urls)
         return type(self)(
-            self._url,
+            self._urls[following:] + self._urls[:following],
             ssl_context=self._ssl_context,
             heartbeat=self._heartbeat,
             connect_timeout=self._connect_timeout,
             buffer=self._buffer,
         )
 
-    async def declare(self, topology: Topology) -> None:
+    async def declare(self, topology: Topology) -> Collection[str]:
         """Create what is missing; what exists must be as asked. Cancelled, some of it may have been created.
+
+        Return the names of the queues that were missing.
 
         Raises: TopologyError, ConnectionLostError, TransportClosedError.
         """
-        _, control = self._up()
-        await control.run(partial(declare, topology))
+        return await self._up().control.run(partial(declare, topology))
 
     async def depth(self, queue: str) -> int:
         """Return how many messages of a queue are ready; 0 as well where a quorum queue has no leader just now.
 
         Raises: QueueNotFoundError, ConnectionLostError, TransportClosedError.
         """
-        _, control = self._up()
-        return await control.run(partial(depth, queue))
+        return await self._up().control.run(partial(depth, queue))
 
     @asynccontextmanager
     async def consume(
@@ -185,7 +171,8 @@ class AmqpTransport:
         """
         if not 0 < prefetch < 65536:
             raise ValueError(f"prefetch is {prefetch}, and has to be from 1 to 65535")
-        link, control = self._up()
+        connection = self._up()
+        link, control = connection.link, connection.control
         channel = await control.open_channel(confirms=False)
         consumer = AmqpConsumer(control, channel)
         lane = ConsumeLane(channel.number, link, queue, receive, consumer.broke)
@@ -209,10 +196,10 @@ class AmqpTransport:
         """
         admitted = False
         while True:
-            link, _ = self._up()
-            lane = self._publishing
-            if lane is None or lane.dead:
-                await self._reopen()
+            connection = self._up()
+            lane, link = connection.publishing, connection.link
+            if lane.dead:
+                await connection.reopen()
             elif admitted or link.has_room:
                 break
             else:
@@ -220,68 +207,46 @@ class AmqpTransport:
                 admitted = True
         lane.publish(message, settled)
 
-    async def _open(self, tasks: TaskGroup) -> None:
-        address = self._address
+    async def _open(self, tasks: TaskGroup) -> Connection:
+        """Connect to the first address that can be connected to."""
+        errors: list[ConnectFailedError] = []
+        for number, address in enumerate(self._addresses):
+            self._tried = number
+            try:
+                return await self._connect(address, tasks)
+            except ConnectFailedError as error:
+                errors.append(error)
+                if number + 1 < len(self._addresses):
+                    logger.info("%s. The next address is tried", error)
+        raise errors[0] if len(errors) == 1 else _none_of(errors)
+
+    async def _connect(self, address: Address, tasks: TaskGroup) -> Connection:
+        connection: Connection | None = None
         try:
             with anyio.fail_after(self._connect_timeout):
                 stream = await dial(address, self._ssl_context)
-                link = self._link = Link(stream, address, self._buffer)
-                tasks.start_soon(link.run)
-                control = self._control = Control(address, link.send, self._gave_up)
-                link.on_lost = self._ended
-                control.start()
-                link.feed_control = control.feed
-                try:
-                    link.decoder.frame_max = await control.open()
-                    link.open = True
-                    await self._reopen()
-                except TransportError as error:
-                    raise self._refused(link, error) from error
-        except TimeoutError:
-            raise ConnectFailedError(
-                f"The broker at {address} did not answer within {self._connect_timeout:g} seconds"
-            ) from None
+                connection = Connection(address, stream, self._buffer, self._ended)
+                return await connection.open(tasks)
+        except BaseException as error:
+            if connection is not None:
+                await connection.close()
+            if isinstance(error, TimeoutError):
+                raise ConnectFailedError(
+                    f"The broker at {address} did not answer within {self._connect_timeout:g} seconds"
+                ) from None
+            raise
 
-    def _refused(self, link: Link, error: TransportError) -> ConnectFailedError:
-        code, text = link.refusal or (0, "")
-        if code == ACCESS_REFUSED:
-            return AuthenticationError(
-                f"The broker at {self._address} refused the user name or the password: {text}"
-            )
-        if code == NOT_ALLOWED:
-            return VirtualHostError(
-                f"The broker at {self._address} does not let this user into virtual host "
-                f"{self._address.virtual_host!r}: {text}"
-            )
-        return ConnectFailedError(f"No connection to the broker at {self._address}: {error}")
-
-    def _ended(self, error: TransportError) -> None:
-        if self._control is not None:
-            self._control.lose(error)
-        if self._lost is not None:
+    def _ended(self, _: TransportError) -> None:
+        if self._connection is not None and self._lost is not None:
             self._lost.set()
 
-    def _gave_up(self) -> None:
-        link = self._link
-        if link is not None and link.open:
-            link.lose("aiormq has not heard of it for too long")
-
-    async def _reopen(self) -> None:
-        async with self._reopening:
-            link, control = self._up()
-            if self._publishing is None or self._publishing.dead:
-                channel = await control.open_channel(confirms=True)
-                lane = PublishLane(channel.number, link, link.decoder.frame_max)
-                link.open_lane(channel.number, lane)
-                self._publishing = lane
-
-    def _up(self) -> tuple[Link, Control]:
-        link, control = self._link, self._control
-        if link is None or control is None or self._closed is not None:
+    def _up(self) -> Connection:
+        connection = self._connection
+        if connection is None or self._closed is not None:
             raise TransportClosedError("The transport is not open; use it inside `async with`")
-        if link.lost is not None:
-            raise type(link.lost)(*link.lost.args) from link.lost.__cause__
-        return link, control
+        if (lost := connection.link.lost) is not None:
+            raise type(lost)(*lost.args) from lost.__cause__
+        return connection
 
     async def _leave(self) -> None:
         if self._scope is not None:
@@ -332,3 +297,28 @@ class AmqpConsumer:
         if self._error is None:
             self._error = error
             self._broken.set()
+
+
+def _check_security(address: Address, ssl_context: ssl.SSLContext | None) -> None:
+    if ssl_context is not None and not address.tls:
+        raise ConnectFailedError(
+            f"An ssl_context was given, but the URL of {address} is amqp://; write amqps:// for TLS"
+        )
+    if ssl_context is not None and (address.cafile or address.certfile):
+        raise ConnectFailedError(
+            f"An ssl_context was given, and the URL of {address} names files for TLS; give one of the two"
+        )
+    if address.external and ssl_context is None and address.certfile is None:
+        raise ConnectFailedError(
+            f"The URL of {address} says auth=external, and no certificate of ours was given: name a certfile, "
+            "or give an ssl_context that has loaded one"
+        )
+
+
+def _none_of(errors: Sequence[ConnectFailedError]) -> ConnectFailedError:
+    """Return one error that tells of all; of their own kind, if that is one."""
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else ConnectFailedError
+    failure = kind(f"No broker of {len(errors)} can be used: {'; '.join(map(str, errors))}")
+    failure.__cause__ = ExceptionGroup("each of them", errors)
+    return failure

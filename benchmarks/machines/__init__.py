@@ -1,0 +1,1 @@
+"""Well-known state machines, led through the same three steps: started, three steps, completed."""
