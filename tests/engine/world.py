@@ -152,6 +152,11 @@ class World:
     def depth(self, queue: str) -> int:
         return self.broker.held(queue)
 
+    def ready(self) -> list[int]:
+        """Return how many messages are in nobody's hands: steps, compensations, the orchestrator's, dead letters."""
+        names = ("steps", "compensate", "orchestrator", "dead-letter")
+        return [len(self.broker.queues[f"saga.{name}"].ready) for name in names]
+
     def assert_queues_are_empty(self, *more: str, dead_letters: int = 0) -> None:
         depths = {name: self.broker.held(name) for name in self.broker.queues}
         queues = ("saga.steps", "saga.compensate", "saga.orchestrator", *more)
