@@ -143,6 +143,10 @@ class Engine:
         """
         self._start_or_give_back(work, self._give_back_later, work)
 
+    def refused(self, work: InHand) -> None:
+        """See to what could not be published because the broker refused it, perhaps for want of the exchange."""
+        self._start_or_give_back(work, self._declare_and_give_back, work)
+
     def returned(self, work: InHand, message: Message, error: UnroutableError) -> None:
         """See to a message that was published and that no queue takes."""
         self._start_or_give_back(work, self._see_to, work, message, error)
@@ -274,15 +278,18 @@ class Engine:
     async def _see_to(self, work: InHand, message: Message, error: UnroutableError) -> None:
         poison = unroutable(message, error, self.config)
         if poison is None:
-            with suppress(TransportError):
-                await self.broker.declare()
-            await self._give_back_later(work)
+            await self._declare_and_give_back(work)
             return
         try:
             logger.error("%s, whose saga is told: %s", work, poison)
             await work.publish_instead(await self._duty.give_up(poison))
         except BaseException as failure:
             self._explain(work, failure)
+
+    async def _declare_and_give_back(self, work: InHand) -> None:
+        with suppress(TransportError):
+            await self.broker.declare()
+        await self._give_back_later(work)
 
     async def _give_back_later(self, work: InHand) -> None:
         await anyio.sleep(next(pauses(self._chance)))

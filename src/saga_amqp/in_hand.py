@@ -76,7 +76,9 @@ class InHand:
                 self._confirmed()
             elif isinstance(error, UnroutableError):
                 self._engine.returned(self, message, error)
-            elif isinstance(error, ConnectionLostError | PublishError):
+            elif isinstance(error, PublishError):
+                self._engine.refused(self)
+            elif isinstance(error, ConnectionLostError):
                 self._engine.publish_later(self)
             else:
                 self._engine.fail(error)

@@ -10,7 +10,7 @@ import anyio
 from saga_amqp.config import Config
 from saga_amqp.contracts import Commit, Delivery, Message
 from saga_amqp.deciding import decide
-from saga_amqp.errors import SagaExistsError, SagaNotFoundError
+from saga_amqp.errors import PublishError, SagaExistsError, SagaNotFoundError
 from saga_amqp.handling import run_handler
 from saga_amqp.observer import Point
 from saga_amqp.outgoing import Outgoing
@@ -140,11 +140,25 @@ class Orchestrator:
             tasks.start_soon(self.outgoing.run)
             while self._broker is not None:
                 await self._broker.misses()
-                await self.make_good()
+                queues = self._broker.missed()
+                await self._make_good(queues)
+                tasks.start_soon(self._make_good_again, queues)
 
     async def make_good(self) -> None:
         """Publish what went with queues that were deleted; they are new on the broker."""
-        queues = frozenset[str]() if self._broker is None else self._broker.missed()
+        if self._broker is not None:
+            await self._make_good(self._broker.missed())
+
+    async def _make_good_again(self, queues: Collection[str]) -> None:
+        """Publish once more what is still waited for.
+
+        As long as a channel has not heard that a quorum queue is gone, RabbitMQ confirms what is published over it and
+        may lose it, even when a new queue has the name (3.10).
+        """
+        await anyio.sleep(self._config.republish_after)
+        await self._make_good(queues)
+
+    async def _make_good(self, queues: Collection[str]) -> None:
         try:
             if queues:
                 await self._publish_lost(queues)
@@ -187,7 +201,7 @@ class Orchestrator:
             event = await run_handler(self._config, self._clock, saga, command)
         if isinstance(event, TimePassed):
             # Another delivery may have brought a result before, and its engine may have died before it published.
-            await self.outgoing.apply(self._store, saga, event, command)
+            await self._apply(saga, event, command)
             return await self._caused(command)
         return await self._bring(saga, event, command)
 
@@ -250,7 +264,7 @@ class Orchestrator:
         while True:
             about, event = order_to_undo(parent, child, command, self._clock())
             if about is not child:
-                await self.outgoing.apply(self._store, about, event, command)
+                await self._apply(about, event, command)
                 return Outcome(about)
             outcome = await self._commit(about, event, command)
             if outcome.ignored is None:
@@ -267,7 +281,17 @@ class Orchestrator:
         """
         with suppress(SagaNotFoundError):
             saga = await self._store.load(saga_id)
-            await self.outgoing.apply(self._store, saga, TimePassed(self._clock()))
+            await self._apply(saga, TimePassed(self._clock()))
+
+    async def _apply(self, saga: Saga, event: Event, command: Carried | None = None) -> None:
+        """Commit an event that no message would bring up again, and publish what comes of it, now or with a sweep.
+
+        Raises: SagaNotFoundError, StoreError, TransportError.
+        """
+        try:
+            await self.outgoing.apply(self._store, saga, event, command)
+        except PublishError as error:
+            _leave_to_the_sweep(saga.id, error)
 
     async def _publish_again(self, commit: Commit) -> None:
         """Publish what a commit has caused and is still outstanding; nothing if the saga is gone.
@@ -277,4 +301,11 @@ class Orchestrator:
         with suppress(SagaNotFoundError):
             origin, events = await self._store.history(commit[0])
             outcome = caused_by(origin, events, commit[1])
-            await self.outgoing.publish(commit, self._config.messages(outcome))
+            try:
+                await self.outgoing.publish(commit, self._config.messages(outcome))
+            except PublishError as error:
+                _leave_to_the_sweep(commit[0], error)
+
+
+def _leave_to_the_sweep(saga_id: str, error: PublishError) -> None:
+    logger.warning("What is next in saga %s is left to the sweep: %s", saga_id, error)
