@@ -37,6 +37,8 @@ class Reconnecting:
         self.line = 0
         self._missing: set[str] = set()
         self._noticed = anyio.Event()
+        self._declaring = anyio.Lock()
+        self._asked = self._declared = 0
 
     async def open(self, tasks: TaskGroup) -> None:
         """Connect, declare what is missing on the broker, and stay connected until `close`, in a task of its own.
@@ -74,8 +76,17 @@ class Reconnecting:
         return self._current
 
     async def declare(self) -> None:
-        """Declare what is missing on the broker once more. Raises: TopologyError, ConnectionLostError."""
-        self._note_missing(await self._open().declare(self._topology))
+        """Declare what is missing on the broker once more. Raises: TopologyError, ConnectionLostError.
+
+        Of hundreds that find a queue gone at the same time, one does it for all who asked before he began.
+        """
+        asked = self._asked
+        async with self._declaring:
+            if self._declared > asked:
+                return
+            self._asked = now = self._asked + 1
+            self._note_missing(await self._open().declare(self._topology))
+            self._declared = now
 
     def missed(self) -> frozenset[str]:
         """Return which queues were missing on the broker and have been made, each once."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import anyio
@@ -26,6 +26,8 @@ from saga_amqp import (
     StoreError,
     StoreUnavailableError,
 )
+from saga_amqp.contracts import Topology
+from saga_amqp.reconnecting import Reconnecting
 from saga_core import ChildSaga, Event, StepSucceeded, new_saga, transition
 from tests.engine.test_engine import Crash
 
@@ -579,6 +581,29 @@ async def test_a_manager_that_runs_no_handlers_makes_good_what_it_finds_missing(
         await anyio.wait_all_tasks_blocked()
         assert world.depth("saga.steps") == 1
     assert (await world.finish(saga.id)).is_completed
+
+
+async def test_of_many_who_find_a_queue_missing_one_declares_it(world: World) -> None:
+    declared = 0
+
+    class Slow(MemoryTransport):
+        async def declare(self, topology: Topology) -> Collection[str]:
+            nonlocal declared
+            declared += 1
+            await anyio.wait_all_tasks_blocked()
+            return await super().declare(topology)
+
+    broker = Reconnecting(Slow(world.broker), world.config().topology())
+    async with anyio.create_task_group() as tasks:
+        await broker.open(tasks)
+        assert declared == 1
+        async with anyio.create_task_group() as many:
+            for _ in range(100):
+                many.start_soon(broker.declare)
+        assert declared == 2
+        await broker.declare()  # who asks later may have found more
+        assert declared == 3
+        await broker.close()
 
 
 async def failing(saga: Saga, step: Step) -> None:
