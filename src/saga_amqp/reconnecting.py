@@ -6,7 +6,7 @@ not acknowledged is delivered again. Both are the engine's daily bread.
 
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import anyio
 from anyio.abc import TaskGroup
@@ -85,7 +85,7 @@ class Reconnecting:
             if self._declared > asked:
                 return
             self._asked = now = self._asked + 1
-            self._note_missing(await self._open().declare(self._topology))
+            await self._declare(self._open())
             self._declared = now
 
     def missed(self) -> frozenset[str]:
@@ -106,10 +106,13 @@ class Reconnecting:
         """
         await self._open().publish(message, settled)
 
-    def _note_missing(self, missing: Collection[str]) -> None:
+    async def _declare(self, transport: Transport) -> None:
+        # Noted before anything is made: once it is there, nobody can tell that it was missing.
+        missing = await transport.missing(self._topology)
         if missing:
             self._missing.update(missing)
             self._noticed.set()
+        await transport.declare(self._topology)
 
     def _open(self) -> Transport:
         if self._current is None:
@@ -125,7 +128,7 @@ class Reconnecting:
                 while True:
                     try:
                         async with transport:
-                            self._note_missing(await transport.declare(self._topology))
+                            await self._declare(transport)
                             self._come_up(transport, scope)
                             waiting = pauses(self._chance)
                             error: Exception = await transport.lost()

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -587,11 +587,11 @@ async def test_of_many_who_find_a_queue_missing_one_declares_it(world: World) ->
     declared = 0
 
     class Slow(MemoryTransport):
-        async def declare(self, topology: Topology) -> Collection[str]:
+        async def declare(self, topology: Topology) -> None:
             nonlocal declared
             declared += 1
             await anyio.wait_all_tasks_blocked()
-            return await super().declare(topology)
+            await super().declare(topology)
 
     broker = Reconnecting(Slow(world.broker), world.config().topology())
     async with anyio.create_task_group() as tasks:
@@ -603,6 +603,30 @@ async def test_of_many_who_find_a_queue_missing_one_declares_it(world: World) ->
         assert declared == 2
         await broker.declare()  # who asks later may have found more
         assert declared == 3
+        await broker.close()
+
+
+async def test_what_was_missing_is_known_although_the_connection_was_lost_as_it_was_made(
+    world: World,
+) -> None:
+    class Breaking(MemoryTransport):
+        async def declare(self, topology: Topology) -> None:
+            await super().declare(topology)
+            raise ConnectionLostError("as it was made")
+
+        def renewed(self) -> Any:
+            return MemoryTransport(self.broker)
+
+    broker = Reconnecting(MemoryTransport(world.broker), world.config().topology())
+    async with anyio.create_task_group() as tasks:
+        await broker.open(tasks)
+        assert broker.missed()
+        broker._current = Breaking(world.broker)
+        del world.broker.queues["saga.steps"]
+        async with broker._current:
+            with pytest.raises(ConnectionLostError):
+                await broker.declare()
+        assert broker.missed() == {"saga.steps"}
         await broker.close()
 
 

@@ -278,8 +278,11 @@ class RecordingTransport:
         self.next = renewed
         return renewed
 
-    async def declare(self, topology: Topology) -> Collection[str]:
-        return await self.inner.declare(topology)
+    async def missing(self, topology: Topology) -> Collection[str]:
+        return await self.inner.missing(topology)
+
+    async def declare(self, topology: Topology) -> None:
+        await self.inner.declare(topology)
 
     @asynccontextmanager
     async def consume(

@@ -92,15 +92,21 @@ class WorldTransport:
         """Return another transport to the same broker."""
         return type(self)(self._broker, self._network, self._pulse, self._acknowledging)
 
-    async def declare(self, topology: Topology) -> Collection[str]:
-        """Create what is missing, and return the queues that were.
-
-        Raises: TopologyError, ConnectionLostError, TransportClosedError.
-        """
+    async def missing(self, topology: Topology) -> Collection[str]:
+        """Return the names of the queues that do not exist. Raises: ConnectionLostError, TransportClosedError."""
         missing: list[str] = []
 
         def ask() -> TransportError | None:
             missing.extend(queue.name for queue in topology.queues if queue.name not in self._broker.queues)
+            return None
+
+        await self._ask(self._open(), ask)
+        return missing
+
+    async def declare(self, topology: Topology) -> None:
+        """Create what is missing. Raises: TopologyError, ConnectionLostError, TransportClosedError."""
+
+        def ask() -> TransportError | None:
             try:
                 self._broker.declare(topology)
             except TopologyError as error:
@@ -108,7 +114,6 @@ class WorldTransport:
             return None
 
         await self._ask(self._open(), ask)
-        return missing
 
     async def depth(self, queue: str) -> int:
         """Return how many messages of a queue are ready. Raises: QueueNotFoundError, ConnectionLostError."""
