@@ -154,7 +154,7 @@ class AmqpTransport:
         await self._up().control.run(partial(declare, topology))
 
     async def depth(self, queue: str) -> int:
-        """Return how many messages of a queue are ready; 0 as well where a quorum queue has no leader just now.
+        """Return how many messages of a queue are ready; 0 as well where a quorum queue does not answer at once.
 
         Raises: QueueNotFoundError, ConnectionLostError, TransportClosedError.
         """
