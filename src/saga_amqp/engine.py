@@ -10,7 +10,7 @@ caused. So the broker's redelivery is the recovery log, and nothing is written t
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Protocol
@@ -80,10 +80,12 @@ class Engine:
         self._chance = chance
         self._buried = buried
         limits = config.limits()
-        self._intakes = [Intake(queue, *limits[queue], self._begin) for queue in duty.queues]
+        self._intakes = [
+            Intake(queue, *limits[queue], config.delivery_limit, self._begin) for queue in duty.queues
+        ]
         self._context = copy_context()
         self._workers: TaskGroup | None = None
-        self._in_hand: dict[Carried | InHand, InHand] = {}
+        self._in_hand: dict[Hashable, InHand] = {}
         self._stopping = False
         self._ended = False
         self._ending = anyio.Event()
@@ -173,10 +175,10 @@ class Engine:
 
     def let_go(self, work: InHand) -> bool:
         """Note that a message leaves our hands, and say whether it was still in them."""
-        key = _key(work)
-        if self._in_hand.get(key) is not work:
+        if self._in_hand.get(work.key) is not work:
             return False
-        del self._in_hand[key]
+        del self._in_hand[work.key]
+        work.intake.let_go(work)
         if self._stopping and not self._in_hand:
             self._idle.set()
         return True
@@ -207,13 +209,15 @@ class Engine:
                 await self._idle.wait()
 
     def _receive(self, intake: Intake, delivery: Delivery) -> None:
-        command, poison = examine(delivery, intake.queue, self.config)
-        if command is not None and (work := self._in_hand.get(command)) is not None:
+        examined = examine(delivery, intake.queue, self.config)
+        key = examined.command or (delivery.message_id, delivery.body)
+        same = self._in_hand.get(key)
+        if same is not None and (examined.command is not None or delivery.redelivered):
             # Its connection was lost, or it was published twice. One of them is done, and both are acknowledged.
-            work.deliveries.append(delivery)
+            same.deliveries.append(delivery)
             return
-        work = InHand(self, intake, delivery, command, poison)
-        self._in_hand[_key(work)] = work
+        work = InHand(self, intake, delivery, examined, key if same is None else object())
+        self._in_hand[work.key] = work
         intake.add(work)
 
     def _begin(self, intake: Intake) -> bool:
@@ -303,7 +307,3 @@ class Engine:
             work.give_back()
         else:
             self._start(attempt)
-
-
-def _key(work: InHand) -> Carried | InHand:
-    return work if work.command is None else work.command

@@ -1,14 +1,13 @@
 """One message in an engine's hands, and what becomes of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from saga_amqp.contracts import Delivery, Message
 from saga_amqp.errors import ConnectionLostError, PublishError, TransportError, UnroutableError
 from saga_amqp.observer import Point
-from saga_amqp.poison import Poison, oversize, unroutable
-from saga_core import Carried
+from saga_amqp.poison import Examined, oversize, unroutable
 
 if TYPE_CHECKING:
     from saga_amqp.engine import Engine
@@ -18,24 +17,35 @@ if TYPE_CHECKING:
 class InHand:
     """One message from its arrival until it is acknowledged or given back; as often as it was delivered.
 
-    `poison` says why it cannot be handled, once that is known; then there may be no command.
+    `poison` says why it cannot be handled, once that is known; then there may be no command. `given_back` is how often
+    it came back before. `key` is the same for those of its deliveries that can be known to be of one message.
     """
 
-    __slots__ = ("_engine", "command", "deliveries", "intake", "pauses", "poison", "unconfirmed")
+    __slots__ = (
+        "_engine",
+        "command",
+        "deliveries",
+        "given_back",
+        "intake",
+        "key",
+        "pauses",
+        "poison",
+        "unconfirmed",
+    )
 
     def __init__(
         self,
         engine: "Engine",
         intake: "Intake",
         delivery: Delivery,
-        command: Carried | None,
-        poison: Poison | None = None,
+        examined: Examined,
+        key: Hashable,
     ) -> None:
         self._engine = engine
         self.intake = intake
         self.deliveries = [delivery]
-        self.command = command
-        self.poison = poison
+        self.command, self.poison, self.given_back = examined
+        self.key = key
         self.unconfirmed = 0
         self.pauses: Iterator[float] | None = None
 

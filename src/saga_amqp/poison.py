@@ -91,15 +91,16 @@ class Poison(SagaError):
 
 
 class Examined(NamedTuple):
-    """What a message carries, if that can be read, and why it cannot be handled, if it cannot."""
+    """What a message carries, if that can be read; why it cannot be handled, if it cannot; how often it came back."""
 
     command: Carried | None
     poison: Poison | None
+    given_back: int = 0
 
 
 def examine(delivery: Delivery, queue: str, config: Config) -> Examined:
     """Read a message from a queue, and find what can be known to be wrong with it before anybody handles it."""
-    command, poison = _read(delivery.body, config)
+    command, poison, _ = _read(delivery.body, config)
     about = command if poison is None else poison.about
     for_orchestrators = queue == config.orchestrator
     if not (for_orchestrators or delivery.redelivered):
@@ -121,7 +122,7 @@ def examine(delivery: Delivery, queue: str, config: Config) -> Examined:
             f"It came back {count} times: did it kill the engines that ran it, or were all connections lost?"
         )
         poison = Poison(Reason.DELIVERED_TOO_OFTEN, text, about)
-    return Examined(command, poison)
+    return Examined(command, poison, count)
 
 
 def unroutable(message: Message, error: UnroutableError, config: Config) -> Poison | None:

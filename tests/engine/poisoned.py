@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 from ulid import ULID
 
-from saga_amqp import DeadLetter, Manager, Saga, SagaState
+from saga_amqp import DeadLetter, Manager, Participant, Saga, SagaState
 from saga_amqp.contracts import Message
 from saga_amqp.testing.traffic import Inbox, Outbox
 from saga_core import (
@@ -130,7 +130,7 @@ async def take(world: World, queue: str, times: int, *, away: bool = False) -> N
                 delivery.reject(requeue=not away)
 
 
-async def until_buried(manager: Manager, count: int = 1) -> None:
+async def until_buried(manager: Manager | Participant, count: int = 1) -> None:
     """Wait until an engine has put so many messages to the dead letters."""
     while sum(manager.dead_lettered().values()) < count:
         await anyio.sleep(0.01)

@@ -45,6 +45,7 @@ from saga_core import (
 from saga_core.testing import explore, simulate
 
 from .elsewhere import TwoServices, far
+from .poisoned import until_buried
 from .test_engine import Crash
 from .test_language import Flaky, Later
 from .world import DEADLINE, Gate, RecordingTransport, run_alone, steps
@@ -574,6 +575,7 @@ async def test_an_action_that_a_participant_has_no_handler_for_fails_its_step(tw
         pass  # so that the queue was bound for it by the release before
     async with two.participating(step_handlers=handlers) as participant, two.running() as manager:
         saga = await manager.wait((await manager.start("s", [*steps("a"), far("b")])).id)
+        await until_buried(participant)
         assert participant.dead_lettered() == {"no_handler": 1}
     assert saga.is_compensated
     assert error_of(saga, "b").code == "no_handler"
@@ -631,6 +633,7 @@ async def test_a_message_that_a_participant_cannot_read_is_a_dead_letter_and_blo
             other = await manager.start("s", [far("b")])
             assert (await manager.wait(other.id)).is_completed
             await two.watch_elsewhere.until(Point.ACKNOWLEDGED)
+            await until_buried(participant)
             assert participant.dead_lettered() == {"undecodable": 1}
         if code is not None and kind != "of a huge attempt":
             saga = await manager.wait(saga.id)
@@ -658,6 +661,7 @@ async def test_a_message_that_has_killed_participants_is_given_up_and_its_saga_i
         two.broker.queues["far.steps"].ready[0].deliveries = two.config().delivery_limit
         async with two.participating() as participant:
             saga = await manager.wait(saga.id)
+            await until_buried(participant)
             assert participant.dead_lettered() == {"delivered_too_often": 1}
     assert error_of(saga, "a").code == "delivered_too_often"
     assert saga.step("a").state is StepState.COMPENSATED, "it may have had its effect"
@@ -677,6 +681,7 @@ async def test_what_the_broker_takes_from_a_participant_is_told_by_an_orchestrat
             await anyio.wait_all_tasks_blocked()
         async with two.participating():
             saga = await manager.wait(saga.id)
+        await until_buried(manager)
         assert manager.dead_lettered() == {"dropped_by_broker": 1}
     assert error_of(saga, "a").code == "dropped_by_broker"
     assert "'far.steps': rejected" in error_of(saga, "a").message
@@ -703,6 +708,7 @@ async def test_a_command_that_is_too_long_for_a_participant_fails_its_step(two: 
     async with two.participating(max_message_size=1_000) as participant, two.running() as manager:
         saga = await manager.start("s", [far("a", input={"text": "x" * 1_000})])
         assert (await manager.wait(saga.id)).at_rest
+        await until_buried(participant)
         assert participant.dead_lettered()["oversize"] >= 1
     assert error_of(await two.store.load(saga.id), "a").code == "oversize"
     assert "far.a" not in two.calls

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from msgspec import Raw
 from msgspec.structs import replace
@@ -32,6 +33,7 @@ from saga_amqp import (
     StepError,
 )
 from saga_amqp.contracts import Message
+from saga_amqp.testing.traffic import Inbox
 from saga_amqp.transports import letters
 from saga_amqp.transports.memory import MemoryMessage
 from saga_core import (
@@ -53,7 +55,20 @@ from saga_core import (
 )
 from saga_core.remote import Reply
 
-from .poisoned import AT, LIMIT, LIMITS, POISONED, SIZE, added, meet, ordered, publish, take, until_buried
+from .poisoned import (
+    AT,
+    LIMIT,
+    LIMITS,
+    POISONED,
+    SIZE,
+    added,
+    meet,
+    ordered,
+    publish,
+    stored,
+    take,
+    until_buried,
+)
 from .test_engine import Crash
 from .test_recovery import AwayStore
 from .world import DEADLINE, Gate, RecordingTransport, World, run_alone, steps
@@ -264,8 +279,39 @@ async def test_a_dead_letter_is_not_lost_with_the_connection(world: World) -> No
         transport.fail_held(ConnectionLostError("the broker went away"))
         assert (await manager.wait(saga.id)).is_compensated
         await until_buried(manager)
+    (letter,) = await world.letters()
+    assert letter.saga == saga.id
+
+
+STRANGER = Message("sagas", "execute.do.a", b"\xff", "from-elsewhere", "t")
+
+
+async def test_a_message_that_comes_again_while_it_is_being_buried_is_buried_once(world: World) -> None:
+    await publish(world, STRANGER)
+    transport = RecordingTransport(MemoryTransport(world.broker), [])
+    transport.hold_confirms = True
+    async with world.running(transport=transport, **LIMITS) as manager:
+        await transport.changes.until(lambda: bool(transport.held))
+        transport.hold_confirms = False
+        transport.break_down(ConnectionLostError("the broker went away"))
+        await transport.changes.until(lambda: transport.next is not None and transport.next.deliveries == 1)
+        for confirm in transport.held:
+            confirm()
+        await anyio.wait_all_tasks_blocked()
         assert manager.dead_lettered() == {"undecodable": 1}
     world.assert_queues_are_empty(dead_letters=1)
+
+
+async def test_two_messages_that_look_the_same_are_two_letters(world: World) -> None:
+    await publish(world, STRANGER, STRANGER)
+    transport = RecordingTransport(MemoryTransport(world.broker), [])
+    transport.hold_confirms = True
+    async with world.running(transport=transport, **LIMITS) as manager:
+        await transport.changes.until(lambda: len(transport.held) == 2)
+        for confirm in transport.held:
+            confirm()
+        assert manager.dead_lettered() == {"undecodable": 2}
+    world.assert_queues_are_empty(dead_letters=2)
 
 
 async def test_a_message_waits_until_the_store_is_back_to_tell_its_saga(world: World) -> None:
@@ -356,6 +402,72 @@ async def test_a_count_of_those_who_were_lost_with_a_message_counts(world: World
     await take(world, "saga.steps", 1)
     async with world.running(**LIMITS) as manager:
         assert code(await manager.wait(saga.id), "a") == "delivered_too_often"
+
+
+@pytest.mark.parametrize(
+    ("came_back", "expected"),
+    [((2, 2, 2), "cba"), ((3, 3, 3), "abc"), ((3, 2, 2), "cba"), ((2, 3, 3), "abc"), ((3, 3, 2), "cab")],
+)
+async def test_those_that_came_back_often_are_handled_one_at_a_time(
+    world: World, came_back: tuple[int, ...], expected: str
+) -> None:
+    """The least suspicious first, and of equals each time from the other end; meanwhile all others are handled."""
+    limits = {"delivery_limit": 4}
+    sagas: list[Saga] = []
+    aside: list[MemoryMessage] = []
+    gate, most = Gate(), Gate()
+    world.replace("do.d", gate)
+    for name in "abc":
+        world.replace(f"do.{name}", most)
+    most.released.set()
+    async with world.manager(**limits) as manager:
+        for name, times in zip("abc", came_back, strict=True):
+            sagas.append(await manager.start("s", steps(name)))
+            await take(world, "saga.steps", times)
+            aside.append(world.broker.queues["saga.steps"].ready.pop())
+    async with world.running(**limits) as manager:
+        other = await manager.start("s", steps("d"))
+        await gate.until_running(1)
+        for message in aside:
+            world.broker.queues["saga.steps"].put(message)
+            for _ in range(20):  # they come together, but never at once
+                await anyio.lowlevel.checkpoint()
+        for saga in sagas:
+            assert (await manager.wait(saga.id)).is_completed
+        gate.released.set()
+        await manager.wait(other.id)
+    assert [call for call in world.calls if call != "do.d"] == [f"do.{name}" for name in expected]
+    assert most.most == 1
+    world.assert_queues_are_empty()
+
+
+async def test_the_next_of_them_waits_until_the_broker_has_what_comes_of_the_one_before(world: World) -> None:
+    """Else that one would come back once more when the next one kills its engine."""
+
+    async def fail(saga: Saga, step: Step) -> None:
+        raise StepError("no", "no")
+
+    world.replace("do.b", fail)
+    sagas = [await stored(world, StepSucceeded("a", 1, Raw(b"{}"), AT)) for _ in range(2)]
+    for saga in sagas:
+        await send(world, Execute(saga.id, "b", "do.b", 1))
+    async with MemoryTransport(world.broker) as transport:
+        inbox = Inbox()
+        async with transport.consume("saga.steps", 2, inbox):
+            await inbox.take(2)
+    transport = RecordingTransport(MemoryTransport(world.broker), [])
+    transport.hold_confirms = True
+    async with world.running(transport=transport, **LIMITS) as manager:
+        for count in (1, 2):
+            await transport.changes.until(lambda: bool(transport.held))
+            await anyio.wait_all_tasks_blocked()
+            assert world.calls.count("do.b") == count
+            (confirm,) = transport.held
+            transport.held = []
+            confirm()
+        for saga in sagas:
+            assert (await manager.wait(saga.id)).is_compensated
+    world.assert_queues_are_empty()
 
 
 async def test_a_letter_that_an_operator_has_moved_back_is_handled(world: World) -> None:

@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -473,6 +474,42 @@ async def test_an_engine_stops_although_its_broker_is_away(world: World) -> None
         await anyio.sleep(0.1)
         saga = await manager.start("s", steps("a"))
         assert not saga.at_rest
+
+
+async def test_an_engine_that_stops_takes_nothing_more_when_its_connection_is_back(world: World) -> None:
+    """Else it would have in hand until the end of the grace period what it never begins."""
+    asked, back = anyio.Event(), anyio.Event()
+
+    class Slow(RecordingTransport):
+        def renewed(self) -> "RecordingTransport":
+            renewed = Slow(self.inner.renewed(), self.log, self.changes)
+
+            @asynccontextmanager
+            async def consume(*arguments: Any) -> AsyncIterator[Any]:
+                asked.set()
+                await back.wait()
+                async with RecordingTransport.consume(renewed, *arguments) as consumer:
+                    yield consumer
+
+            renewed.consume = consume  # type: ignore[method-assign,assignment]
+            return renewed
+
+    gate = Gate()
+    world.replace("do.a", gate)
+    transport = Slow(MemoryTransport(world.broker), [])
+    async with world.running(transport=transport, grace_period=60.0) as manager:
+        running = await manager.start("s", steps("a"))
+        await gate.until_running(1)
+        transport.break_down(ConnectionLostError("the broker went away"))
+        await asked.wait()
+        late = await manager.start("s", steps("b"))
+        manager.stop()
+        await anyio.wait_all_tasks_blocked()
+        back.set()
+        gate.released.set()
+    assert world.calls == ["do.a"]
+    assert (await world.store.load(running.id)).is_completed
+    assert (await world.finish(late.id)).is_completed
 
 
 async def test_the_first_connection_fails_at_once(world: World) -> None:

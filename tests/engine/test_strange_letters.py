@@ -37,7 +37,7 @@ def properties(**given: Any) -> bytes:
 
 
 def test_headers_that_cannot_be_read_are_no_matter_where_nobody_needs_them() -> None:
-    assert examine(delivery(STRANGE), CONFIG.step_queue, CONFIG) == (RUN, None)
+    assert examine(delivery(STRANGE), CONFIG.step_queue, CONFIG) == (RUN, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_headers_that_cannot_be_read_are_no_matter_where_nobody_needs_them() -> 
     ids=["whether it died", "how often it came back"],
 )
 def test_a_message_whose_headers_cannot_say_what_befell_it_is_not_run(queue: str, redelivered: bool) -> None:
-    command, poison = examine(delivery(STRANGE, redelivered=redelivered), queue, CONFIG)
+    command, poison, _ = examine(delivery(STRANGE, redelivered=redelivered), queue, CONFIG)
     assert command == RUN
     assert poison is not None
     assert "headers of a message cannot be decoded" in str(poison)
