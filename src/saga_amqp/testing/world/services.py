@@ -77,7 +77,7 @@ def service(life: "Life", operation: Operation) -> Service:
             life.world.faults.counts["refused by the barrier"] += 1
             raise
         where = f"{life.pulse.who} in a handler"
-        if life.world.faults.strike(Fault.CRASH_IN_HANDLER, where):
+        if life.world.faults.strike(Fault.CRASH_IN_HANDLER, where, f"{' '.join(key)} {attempt}"):
             life.crash()
         # The outside world is asked in each attempt, for each has a token of its own.
         if isinstance(answer, Defer) and life.pulse.alive:
