@@ -38,7 +38,7 @@ RATES: dict[Fault, float] = {
     Fault.CRASH: 1 / 1500,  # steps of a process's tasks
     Fault.CRASH_AT_POINT: 0.005,
     Fault.CRASH_SOON: 0.005,
-    Fault.CRASH_IN_HANDLER: 0.02,
+    Fault.CRASH_IN_HANDLER: 0.1,
     Fault.STOP: 1 / 100,  # seconds
     Fault.STOP_AT_POINT: 0.004,
     Fault.CUT: 0.005,
@@ -72,6 +72,7 @@ class Faults:
             else base * min(30.0, storm * 10 ** drawn.uniform(-0.5, 0.5))
             for kind, base in RATES.items()
         }
+        self.rates[Fault.CRASH_IN_HANDLER] = min(0.5, self.rates[Fault.CRASH_IN_HANDLER])
         self.rates[Fault.HINT_LOST] = min(1.0, self.rates[Fault.HINT_LOST])
         self._chance = Chance(f"{seed}/faults")
         self._trace = trace

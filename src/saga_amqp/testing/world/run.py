@@ -104,6 +104,9 @@ async def _hurry(world: World) -> None:
 async def _watch(world: World, until: float, scope: trio.CancelScope) -> None:
     with trio.move_on_at(until):
         await world.failed.wait()
+    for process in world.processes:
+        if process.life is not None:  # its deaf handlers hear of nothing else
+            process.life.pulse.die()
     scope.cancel()
 
 
