@@ -69,10 +69,14 @@ class Life:
         self._tasks: trio.Nursery | None = None
         self._stopping = trio.Event()
         transport = WorldTransport(world.broker, world.network, self.pulse, world.checker.acknowledging)
+        config = self._config()
+        if world.faults.calm:
+            # Engines that find a broker without queues publish again what is running, be it only begun.
+            world.broker.declare(config.topology())
         self.manager = Manager(
             transport if runs else None,
             WorldStore(world.vault, self.pulse),
-            self._config(),
+            config,
             clock=self.clock,
             new_id=lambda: world.new_id(self.clock()),
             new_secret=world.new_secret,
