@@ -117,8 +117,11 @@ def run(
     deadline: float,
     cwd: Path | None = None,
     user: str | None = None,
+    words: str = "",
 ) -> str:
     """Run a command to its end, as root as another `user` if wanted, and return what it prints.
+
+    `words` are what it has to read.
 
     Raises:
         ServerError: It fails, or takes longer than `deadline` seconds.
@@ -129,7 +132,7 @@ def run(
             env=environment,
             cwd=cwd,
             timeout=deadline,
-            stdin=subprocess.DEVNULL,
+            input=words,
             capture_output=True,
             text=True,
             errors="replace",

@@ -136,6 +136,25 @@ class RabbitMQ:
         command = [str(self._scripts / "rabbitmqctl"), "-q", *arguments]
         return run(command, environment=self._environment(own), cwd=own.directory, deadline=COMMAND_DEADLINE)
 
+    def evaluate(self, expression: str) -> str:
+        """Have the node evaluate Erlang, and return the result as Erlang writes it: `ctl eval`, and ten times as fast.
+
+        Raises:
+            ServerError: The expression fails, or takes longer than a minute.
+        """
+        own = self._own()
+        command = ["erl_call", "-sname", f"saga-{self.port}@localhost", "-e"]
+        answer = run(
+            command,
+            environment=self._environment(own),
+            cwd=own.directory,
+            deadline=COMMAND_DEADLINE,
+            words=f"{expression}\n",
+        )
+        if not answer.startswith("{ok, "):
+            raise ServerError(f"The node cannot evaluate {expression}: {answer}")
+        return answer.removeprefix("{ok, ").removesuffix("}")
+
     def enable_plugin(self, name: str) -> None:
         """Enable a plugin, until the node is started again."""
         enabled = self.directory / "enabled_plugins"

@@ -297,8 +297,15 @@ class Transport(Protocol):
         """Return another transport to the same broker, which is not entered yet."""
         ...
 
-    async def declare(self, topology: Topology) -> Collection[str]:
-        """Create what is missing, and return the names of the queues that were; what exists must be as asked.
+    async def missing(self, topology: Topology) -> Collection[str]:
+        """Return the names of the queues that do not exist.
+
+        Raises: ConnectionLostError, TransportClosedError.
+        """
+        ...
+
+    async def declare(self, topology: Topology) -> None:
+        """Create what is missing; what exists must be as asked.
 
         Raises: TopologyError, ConnectionLostError.
         """

@@ -255,7 +255,7 @@ class Manager:
 
     def dead_lettered(self) -> Mapping[str, int]:
         """Return how many messages this manager's engine has put to the dead letters, by reason."""
-        return dict(self._life.buried)
+        return {str(reason): count for reason, count in self._life.buried.items()}
 
     async def wait(self, saga_id: str) -> Saga:
         """Wait until a saga is completed, compensated or failed, and return it. Cancel it at any time.

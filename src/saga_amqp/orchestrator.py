@@ -148,11 +148,25 @@ class Orchestrator:
             tasks.start_soon(self.outgoing.run)
             while self._broker is not None:
                 await self._broker.misses()
-                await self.make_good()
+                queues = self._broker.missed()
+                await self._make_good(queues)
+                tasks.start_soon(self._make_good_again, queues)
 
     async def make_good(self) -> None:
         """Publish what went with queues that were deleted; they are new on the broker."""
-        queues = frozenset[str]() if self._broker is None else self._broker.missed()
+        if self._broker is not None:
+            await self._make_good(self._broker.missed())
+
+    async def _make_good_again(self, queues: Collection[str]) -> None:
+        """Publish once more what is still waited for.
+
+        As long as a channel has not heard that a quorum queue is gone, RabbitMQ confirms what is published over it and
+        may lose it, even when a new queue has the name (3.10).
+        """
+        await anyio.sleep(self._config.republish_after)
+        await self._make_good(queues)
+
+    async def _make_good(self, queues: Collection[str]) -> None:
         try:
             if queues:
                 await self._publish_lost(queues)

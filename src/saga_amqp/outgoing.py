@@ -18,6 +18,7 @@ from saga_amqp.contracts import AT_ONCE, Commit, Message, Store
 from saga_amqp.deciding import decide
 from saga_amqp.errors import (
     ConnectionLostError,
+    PublishError,
     SagaNotFoundError,
     StoreError,
     TransportError,
@@ -111,7 +112,7 @@ class Outgoing:
             if messages:
                 try:
                     await self._send(self._broker, messages)
-                except UnroutableError:  # a queue of our own was deleted
+                except PublishError:  # a queue of our own was deleted, or the exchange
                     await self._broker.declare()
                     await self._send(self._broker, messages)
         except ConnectionLostError as error:
@@ -124,14 +125,23 @@ class Outgoing:
         self._changed.set()
 
     async def send(self, messages: Sequence[Message]) -> None:
-        """Publish messages of no commit in particular, as often as the connection is lost.
+        """Publish messages of no commit in particular, as often as the connection is lost, and twice if refused.
 
         Raises: TransportError.
         """
+        refused = False
         while self._broker is not None:
             await self._broker.restored()
-            with suppress(ConnectionLostError):
+            try:
                 return await self._send(self._broker, messages)
+            except ConnectionLostError:
+                pass
+            except PublishError:
+                if refused:
+                    raise
+                refused = True
+                with suppress(ConnectionLostError):
+                    await self._broker.declare()
 
     async def run(self) -> None:
         """Take notes off, a little after they are done with, and send what could not be sent before. For ever."""

@@ -91,7 +91,7 @@ class Participant:
 
     def dead_lettered(self) -> Mapping[str, int]:
         """Return how many messages this participant has put to the dead letters, by reason."""
-        return dict(self._life.buried)
+        return {str(reason): count for reason, count in self._life.buried.items()}
 
 
 class _Participation:

@@ -6,7 +6,7 @@ not acknowledged is delivered again. Both are the engine's daily bread.
 
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import anyio
 from anyio.abc import TaskGroup
@@ -37,6 +37,8 @@ class Reconnecting:
         self.line = 0
         self._missing: set[str] = set()
         self._noticed = anyio.Event()
+        self._declaring = anyio.Lock()
+        self._asked = self._declared = 0
 
     async def open(self, tasks: TaskGroup) -> None:
         """Connect, declare what is missing on the broker, and stay connected until `close`, in a task of its own.
@@ -74,8 +76,17 @@ class Reconnecting:
         return self._current
 
     async def declare(self) -> None:
-        """Declare what is missing on the broker once more. Raises: TopologyError, ConnectionLostError."""
-        self._note_missing(await self._open().declare(self._topology))
+        """Declare what is missing on the broker once more. Raises: TopologyError, ConnectionLostError.
+
+        Of hundreds that find a queue gone at the same time, one does it for all who asked before he began.
+        """
+        asked = self._asked
+        async with self._declaring:
+            if self._declared > asked:
+                return
+            self._asked = now = self._asked + 1
+            await self._declare(self._open())
+            self._declared = now
 
     def missed(self) -> frozenset[str]:
         """Return which queues were missing on the broker and have been made, each once."""
@@ -95,10 +106,13 @@ class Reconnecting:
         """
         await self._open().publish(message, settled)
 
-    def _note_missing(self, missing: Collection[str]) -> None:
+    async def _declare(self, transport: Transport) -> None:
+        # Noted before anything is made: once it is there, nobody can tell that it was missing.
+        missing = await transport.missing(self._topology)
         if missing:
             self._missing.update(missing)
             self._noticed.set()
+        await transport.declare(self._topology)
 
     def _open(self) -> Transport:
         if self._current is None:
@@ -114,7 +128,7 @@ class Reconnecting:
                 while True:
                     try:
                         async with transport:
-                            self._note_missing(await transport.declare(self._topology))
+                            await self._declare(transport)
                             self._come_up(transport, scope)
                             waiting = pauses(self._chance)
                             error: Exception = await transport.lost()

@@ -800,6 +800,19 @@ async def test_a_queue_that_has_lost_its_bindings_is_declared_again(world: World
     world.assert_queues_are_empty()
 
 
+async def test_an_exchange_that_was_deleted_is_declared_again(world: World) -> None:
+    async def delete_it(saga: Saga, step: Step) -> None:
+        del world.broker.exchanges["sagas"]
+
+    world.replace("do.a", delete_it)
+    async with world.running() as manager:
+        del world.broker.exchanges["sagas"]
+        saga = await manager.wait((await manager.start("s", steps("a", "b"))).id)
+    assert saga.is_completed
+    assert world.calls == ["do.a", "do.b"]
+    world.assert_queues_are_empty()
+
+
 class StepFailing:
     async def __call__(self, saga: Saga, step: Step) -> None:
         raise StepError("no", "no")

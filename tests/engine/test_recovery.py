@@ -27,6 +27,8 @@ from saga_amqp import (
     StoreError,
     StoreUnavailableError,
 )
+from saga_amqp.contracts import Topology
+from saga_amqp.reconnecting import Reconnecting
 from saga_core import ChildSaga, Event, StepSucceeded, new_saga, transition
 from tests.engine.test_engine import Crash
 
@@ -616,6 +618,53 @@ async def test_a_manager_that_runs_no_handlers_makes_good_what_it_finds_missing(
         await anyio.wait_all_tasks_blocked()
         assert world.depth("saga.steps") == 1
     assert (await world.finish(saga.id)).is_completed
+
+
+async def test_of_many_who_find_a_queue_missing_one_declares_it(world: World) -> None:
+    declared = 0
+
+    class Slow(MemoryTransport):
+        async def declare(self, topology: Topology) -> None:
+            nonlocal declared
+            declared += 1
+            await anyio.wait_all_tasks_blocked()
+            await super().declare(topology)
+
+    broker = Reconnecting(Slow(world.broker), world.config().topology())
+    async with anyio.create_task_group() as tasks:
+        await broker.open(tasks)
+        assert declared == 1
+        async with anyio.create_task_group() as many:
+            for _ in range(100):
+                many.start_soon(broker.declare)
+        assert declared == 2
+        await broker.declare()  # who asks later may have found more
+        assert declared == 3
+        await broker.close()
+
+
+async def test_what_was_missing_is_known_although_the_connection_was_lost_as_it_was_made(
+    world: World,
+) -> None:
+    class Breaking(MemoryTransport):
+        async def declare(self, topology: Topology) -> None:
+            await super().declare(topology)
+            raise ConnectionLostError("as it was made")
+
+        def renewed(self) -> Any:
+            return MemoryTransport(self.broker)
+
+    broker = Reconnecting(MemoryTransport(world.broker), world.config().topology())
+    async with anyio.create_task_group() as tasks:
+        await broker.open(tasks)
+        assert broker.missed()
+        broker._current = Breaking(world.broker)
+        del world.broker.queues["saga.steps"]
+        async with broker._current:
+            with pytest.raises(ConnectionLostError):
+                await broker.declare()
+        assert broker.missed() == {"saga.steps"}
+        await broker.close()
 
 
 async def failing(saga: Saga, step: Step) -> None:

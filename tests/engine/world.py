@@ -152,11 +152,6 @@ class World:
     def depth(self, queue: str) -> int:
         return self.broker.held(queue)
 
-    def ready(self) -> list[int]:
-        """Return how many messages are in nobody's hands: steps, compensations, the orchestrator's, dead letters."""
-        names = ("steps", "compensate", "orchestrator", "dead-letter")
-        return [len(self.broker.queues[f"saga.{name}"].ready) for name in names]
-
     def assert_queues_are_empty(self, *more: str, dead_letters: int = 0) -> None:
         depths = {name: self.broker.held(name) for name in self.broker.queues}
         queues = ("saga.steps", "saga.compensate", "saga.orchestrator", *more)
@@ -283,8 +278,11 @@ class RecordingTransport:
         self.next = renewed
         return renewed
 
-    async def declare(self, topology: Topology) -> Collection[str]:
-        return await self.inner.declare(topology)
+    async def missing(self, topology: Topology) -> Collection[str]:
+        return await self.inner.missing(topology)
+
+    async def declare(self, topology: Topology) -> None:
+        await self.inner.declare(topology)
 
     @asynccontextmanager
     async def consume(

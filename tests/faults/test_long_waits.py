@@ -190,6 +190,6 @@ def test_a_step_that_takes_twenty_seconds_is_done_once_although_two_engines_swee
     assert [process.returncode for process in begun.processes] == [0, 0]
     assert sorted(one["handling"] for one in reports[0] + reports[1] if "handling" in one) == ["a"]
     assert {one[-1]["state"] for one in reports} == {"completed"}
-    assert [one[-1]["ready"] for one in reports] == [[0, 0, 0]] * 2
+    assert [one[-1]["ready"] for one in reports] == [[0, 0, 0, 0]] * 2
     assert reports[0][-1]["output"]["took"] >= SLOWNESS
     assert written_down(Path(begun.slow.calls)) == ["do.a", "do.b"]

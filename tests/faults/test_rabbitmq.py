@@ -119,6 +119,8 @@ async def test_a_step_whose_worker_is_killed_is_done_by_another_process(
 async def test_a_worker_that_runs_already_takes_over_at_once(
     rabbit: RabbitWorld, anyio_backend_name: str
 ) -> None:
+    async with rabbit.manager():
+        pass  # queues that were missing would have sagas published
     await rabbit.store.create(the_saga())
     async with Worker.start(rabbit.url, rabbit.prefix, anyio_backend_name, "hang") as worker:
         await worker.until("running")

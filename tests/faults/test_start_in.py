@@ -378,4 +378,4 @@ async def test_a_customer_killed_at_any_moment_leaves_order_and_saga_or_neither(
     assert not set(never) & set(orders)
     assert all(saga.is_completed for saga in sagas)
     assert counted(calls) == {"do.a": len(sagas), "do.b": len(sagas)}
-    assert rabbit.ready() == [0, 0, 0]
+    assert rabbit.ready() == [0, 0, 0, 0]

@@ -497,7 +497,7 @@ def _take_letter(data: bytes) -> str:
         _bury(found, delivery, queue)
         return Poison.__name__
     assert command is not None
-    for origin, events, saga in STANDING:
+    for origin, events, saga in STANDING[1::4]:
         with contextlib.suppress(UnknownStepError):
             _follow(origin, events, saga, command)
     if isinstance(command, Execute | Compensate):

@@ -15,8 +15,8 @@ ERRORS = 2.0
 WARM_UP = 0.2
 """The part of a run that nothing is concluded from. As long are the stretches that are compared: after it, and last."""
 ALLOWED_OBJECTS = 0.01
-"""The part by which the objects that the garbage collector knows may become more."""
-WORKER_OBJECTS = 50
+"""The part by which objects, and the blocks of memory in use, may become more."""
+OF_A_WORKER = {"objects": 50, "blocks": 200}
 """So many may be more for each worker that has been added."""
 KEPT_RATE = 0.95
 
@@ -105,9 +105,9 @@ class Soak(Struct, frozen=True):
             return None
         first, last = (min(some, key=lambda one: one.counts[name]).counts for some in (early, late))
         allowed = 0
-        if name == "objects":
+        if name in OF_A_WORKER:
             workers = last["workers"] - first["workers"]
-            allowed = int(first[name] * ALLOWED_OBJECTS) + WORKER_OBJECTS * max(workers, 0)
+            allowed = int(first[name] * ALLOWED_OBJECTS) + OF_A_WORKER[name] * max(workers, 0)
         elif name in ("tasks", "in flight", "messages", "stored"):
             allowed = math.ceil(self.rate)  # of a second: the machine may have become slower by as much
         return Growth(first[name], last[name], allowed)

@@ -41,7 +41,7 @@ def soak(
         busy = chance.randrange(0, 20)
         counts = AT_REST | {"tasks": 24 + busy, "in flight": busy, "messages": busy, "stored": 500 + busy}
         if number % 12 == 0:
-            counts |= {"objects": 50_000, "workers": 40}
+            counts |= {"objects": 50_000, "blocks": 400_000, "workers": 40}
         for name, count in (more or {}).items():
             if name in counts:
                 counts[name] += round(count * at / SECONDS)
@@ -99,6 +99,11 @@ def test_one_thing_more_of_what_does_not_depend_on_the_load_is_growth(name: str)
 def test_what_one_saga_in_a_hundred_leaves_behind_is_growth(name: str) -> None:
     (complaint,) = soak(more={name: round(SECONDS * RATE / 100)}).complaints()
     assert complaint.startswith(f"{name} grew from ")
+
+
+def test_what_each_saga_leaves_of_memory_is_seen_where_there_is_room_for_it() -> None:
+    (complaint,) = soak(more={"blocks": round(SECONDS * RATE)}).complaints()
+    assert complaint.startswith("blocks grew from ")
 
 
 def test_objects_that_workers_need_are_no_growth_and_others_are() -> None:

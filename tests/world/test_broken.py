@@ -4,12 +4,12 @@ import pytest
 
 from saga_amqp.testing.world import run_world
 
-from .broken import BROKEN, FOUND_BY, Patch
+from .broken import BROKEN, Patch
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
 def test_a_broken_engine_is_found(broken: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
-    seed = FOUND_BY[broken.__name__]
+    seed = BROKEN[broken]
     assert run_world(seed).problem is None, "nothing is wrong with the engine as it is"
     broken(monkeypatch)
     # A change of the engine draws other worlds from the seeds, so a few more are looked at.

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from saga_amqp import RefusedByBarrierError, barrier
 from saga_amqp.barrier import Answer
 from saga_amqp.testing.world.agenda import Agenda
+from saga_amqp.testing.world.chance import Chance
 from saga_amqp.testing.world.ledger import Key, Ledger
 from saga_core import Defer, Operation, Skip, Step, StepState, new_saga
 
@@ -24,7 +25,7 @@ def test_the_two_barriers_agree(seed: int) -> None:
     saga = new_saga(
         "s", [Step(name=name, action="do") for name in "ab"], id="01J00000000000000000000000", at=0.0
     )
-    ledger, effects = Ledger(Agenda(), source), dict[Key, int]()
+    ledger, effects = Ledger(Agenda(), Chance("unused")), dict[Key, int]()
     with closing(sqlite3.connect(":memory:")) as connection:
         barrier.create_table(connection)
         for _ in range(12):

@@ -69,7 +69,7 @@ class Parting(Moment):
 
     async def run(self, world: World) -> None:
         async def start(life: Life) -> None:
-            quick, world.vault.delay = world.vault.delay, lambda who: 30.0  # type: ignore[method-assign]
+            quick, world.vault.delay = world.vault.delay, lambda who, about: 30.0  # type: ignore[method-assign]
             life.pulse.at_death(lambda: setattr(world.vault, "delay", quick))
             await life.manager.start("order", [work.step(name="a")])
 

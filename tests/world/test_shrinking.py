@@ -1,9 +1,13 @@
 """A failure is cut down to what it takes, and told so that people can read it."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import pytest
 
-from saga_amqp.testing.world import run_world
+from saga_amqp.testing.world import World, run_world
 from saga_amqp.testing.world.__main__ import main
+from saga_amqp.testing.world.process import Life
 from saga_amqp.testing.world.shrink import kind_of, shrink
 from saga_amqp.testing.world.story import tell
 
@@ -23,6 +27,30 @@ def test_a_failure_is_cut_down_to_the_one_call_that_it_takes(monkeypatch: pytest
     story = list(tell(small))
     assert story[-1] == small.problem
     assert any("created s1" in line for line in story)
+
+
+class Calls:
+    """People who call a hundred times. Two of the calls together are more than the world stands."""
+
+    def handlers(self, life: Life) -> Mapping[str, Any]:
+        return {"step_handlers": {}, "compensation_handlers": {}}
+
+    async def run(self, world: World) -> None:
+        done = [number for number in range(100) if world.faults.asked("call", number)]
+        if {17, 71} <= set(done):
+            world.fail(f"{len(done)} calls were too many")
+
+    def check(self, world: World) -> Iterator[str]:
+        return iter(())
+
+
+def test_many_strikes_of_one_kind_are_cut_by_halves() -> None:
+    outcome = run_world(2, Calls)
+    assert outcome.problem == "100 calls were too many"
+    small = shrink(outcome, 60, Calls)
+    assert small.struck == ("call/17", "call/71")
+    assert len(shrink(outcome, 4, Calls).struck) > 2, "it takes no more tries than it is given"
+    assert shrink(outcome, load=Calls, seconds=0.0) is outcome
 
 
 def test_faults_that_are_left_out_do_not_strike() -> None:

@@ -16,6 +16,7 @@ def test_nothing_goes_wrong_in_a_fixed_set_of_worlds() -> None:
         summary.add(run_world(seed))
     assert not summary.failures
     assert set(summary.faults) >= set(Fault), "every kind of fault strikes in them"
+    assert summary.faults["refused by the barrier"] > 5, "actions come after their compensations"
     assert {"completed", "compensated", "failed"} == set(summary.sagas)
     assert len(summary.awaits) > 20, "crashes hit the library in many places"
 

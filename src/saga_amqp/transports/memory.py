@@ -254,12 +254,15 @@ class MemoryTransport:
         """Return another transport to the same broker."""
         return type(self)(self.broker)
 
-    async def declare(self, topology: Topology) -> Collection[str]:
-        """Create what is missing, and return the queues that were. Raises: TopologyError, TransportClosedError."""
+    async def missing(self, topology: Topology) -> Collection[str]:
+        """Return the names of the queues that do not exist. Raises: TransportClosedError."""
         self._check_open()
-        missing = [queue.name for queue in topology.queues if queue.name not in self.broker.queues]
+        return [queue.name for queue in topology.queues if queue.name not in self.broker.queues]
+
+    async def declare(self, topology: Topology) -> None:
+        """Create what is missing. Raises: TopologyError, TransportClosedError."""
+        self._check_open()
         self.broker.declare(topology)
-        return missing
 
     async def depth(self, queue: str) -> int:
         """Return how many messages of a queue are ready. Raises: QueueNotFoundError, TransportClosedError."""

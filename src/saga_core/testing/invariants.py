@@ -12,7 +12,17 @@ from msgspec import Struct
 from saga_core.codec import decode_saga, encode_saga
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.draft import Transition, positions
-from saga_core.events import Event, StepFailed, TimePassed
+from saga_core.events import (
+    CompensationDeferred,
+    CompensationFailed,
+    CompensationSucceeded,
+    Event,
+    StepDeferred,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+    TimePassed,
+)
 from saga_core.machine import TABLE, awaits, outstanding, wake_at
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.plan import Plan
@@ -34,6 +44,9 @@ HOPS: dict[StepState, frozenset[StepState]] = {
     COMPENSATED: frozenset(),
 }
 """Where one event can take a step. From `started` to `compensating` leads the last result that a saga waited for."""
+
+FORWARD = (StepSucceeded, StepSkipped, StepFailed, StepDeferred)
+RESULTS = (*FORWARD, CompensationSucceeded, CompensationFailed, CompensationDeferred)
 
 LONG = 1e9
 
@@ -128,6 +141,8 @@ def check_transition(before: Saga, event: Event, answer: Transition, shape: Shap
     row = TABLE[type(event)]
     if after.state not in row.leads.get(before.state, ()):
         return f"the table has no way from {before.state} to {after.state} by {type(event).__name__}"
+    if problem := _check_awaited(before, event):
+        return problem
     earlier, current = set(outstanding(before)), outstanding(after)
     emitted = set(answer.commands)
     if len(emitted) != len(answer.commands):
@@ -271,6 +286,18 @@ def _check_kept(saga: Saga) -> str | None:
         return None
     fields = [name for name in Saga.__struct_fields__ if getattr(again, name) != getattr(saga, name)]
     return f"what follows from its steps is worked out otherwise from the store: {', '.join(fields)} (I8)"
+
+
+def _check_awaited(before: Saga, event: Event) -> str | None:
+    if not isinstance(event, RESULTS):
+        return None
+    record = before.progress_of(event.step)
+    forward = isinstance(event, FORWARD)
+    state, attempt = (STARTED, record.attempt) if forward else (COMPENSATING, record.compensation_attempt)
+    if record.state is state and attempt == event.attempt and not record.waiting:
+        return None
+    what = "execute" if forward else "undo"
+    return f"a result of attempt {event.attempt} to {what} step {event.step!r} was taken, and was not awaited (I2)"
 
 
 def _check_step(

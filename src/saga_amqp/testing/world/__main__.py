@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=100, help="run so many")
     parser.add_argument("--first", type=int, default=0, help="beginning with this one")
     parser.add_argument("--jobs", type=int, default=1, help="in so many processes")
-    parser.add_argument("--tries", type=int, default=150, help="runs that shrinking a failure may take")
+    parser.add_argument("--tries", type=int, default=1_000, help="runs that shrinking a failure may take")
     parser.add_argument("--all", action="store_true", help="tell everything, not only what matters")
     given = parser.parse_args(arguments)
     logging.disable()  # see `many`

@@ -19,6 +19,7 @@ from saga_amqp.contracts import Exchange, Message, Queue, Topology
 from saga_amqp.errors import PublishError, QueueNotFoundError, TopologyError, TransportError, UnroutableError
 from saga_amqp.patterns import matches
 from saga_amqp.testing.world.agenda import EPOCH, Agenda
+from saga_amqp.testing.world.chance import Chance
 from saga_amqp.transports import letters
 from saga_amqp.transports.memory import declared_again
 
@@ -142,7 +143,7 @@ class HeldQueue:
 class Broker:
     """Exchanges, queues and connections. `count` says what has become of all messages."""
 
-    def __init__(self, agenda: Agenda, habits: Habits, chance: Random) -> None:
+    def __init__(self, agenda: Agenda, habits: Habits, chance: Chance) -> None:
         self.agenda = agenda
         self.habits = habits
         self.exchanges: dict[str, Exchange] = {}
@@ -187,24 +188,24 @@ class Broker:
                     held.kept = True
                 confirm(None)
 
-        self.agenda.after(self._chance.expovariate(1 / KEPT_AFTER), keep)
+        self.agenda.after(self._chance.exponential(message.id, KEPT_AFTER), keep)
 
-    def restart(self, seconds: float) -> None:
+    def restart(self, drawn: Random) -> None:
         """Die, and come back after some seconds, without what was not on disk."""
         self.up = False
         for link in list(self.links):
-            link.cut(0.0, self._chance.uniform(0, 0.2))
+            link.cut(0.0, drawn.uniform(0, 0.2))
         now = trio.current_time()
         for queue in self.queues.values():
-            lost = [held for held in queue.ready if not held.kept and self._chance.random() < 0.7]
-            back = [held for until, held in queue.forgetting if until > now and self._chance.random() < 0.5]
+            lost = [held for held in queue.ready if not held.kept and drawn.random() < 0.7]
+            back = [held for until, held in queue.forgetting if until > now and drawn.random() < 0.5]
             queue.forgetting = []
             self.count["lost before the confirm"] += len(lost)
             self.count["acknowledged"] -= len(back)
             queue.ready = sorted([held for held in queue.ready if held not in lost] + back)
             for held in queue.ready:
                 held.kept = True
-        self.agenda.after(seconds, self.come_back)
+        self.agenda.after(drawn.choice((0.3, 3.0, 20.0)), self.come_back)
 
     def come_back(self) -> None:
         """Take connections again."""

@@ -49,7 +49,7 @@ class WorldTransport:
     async def __aenter__(self) -> Self:
         """Connect. Raises: ConnectFailedError."""
         self._pulse.check()
-        await trio.sleep(3 * self._network.delay(self._pulse.who))
+        await trio.sleep(3 * self._network.delay(self._pulse.who, f"connect {self._pulse.who}"))
         self._pulse.check()
         if not self._broker.up:
             raise ConnectFailedError("Nobody answers at this address")
@@ -73,9 +73,9 @@ class WorldTransport:
 
             def end() -> None:
                 link.take_back()
-                link.answer(done.set)
+                link.answer(f"closed {link.who}", done.set)
 
-            link.send(end)
+            link.send(f"close {link.who}", end)
             await done.wait()
         link.gone(TransportClosedError("The transport was closed"))
         self._network.agenda.after(0.0, link.end_at_broker)
@@ -92,15 +92,21 @@ class WorldTransport:
         """Return another transport to the same broker."""
         return type(self)(self._broker, self._network, self._pulse, self._acknowledging)
 
-    async def declare(self, topology: Topology) -> Collection[str]:
-        """Create what is missing, and return the queues that were.
-
-        Raises: TopologyError, ConnectionLostError, TransportClosedError.
-        """
+    async def missing(self, topology: Topology) -> Collection[str]:
+        """Return the names of the queues that do not exist. Raises: ConnectionLostError, TransportClosedError."""
         missing: list[str] = []
 
         def ask() -> TransportError | None:
             missing.extend(queue.name for queue in topology.queues if queue.name not in self._broker.queues)
+            return None
+
+        await self._ask(self._open(), ask)
+        return missing
+
+    async def declare(self, topology: Topology) -> None:
+        """Create what is missing. Raises: TopologyError, ConnectionLostError, TransportClosedError."""
+
+        def ask() -> TransportError | None:
             try:
                 self._broker.declare(topology)
             except TopologyError as error:
@@ -108,7 +114,6 @@ class WorldTransport:
             return None
 
         await self._ask(self._open(), ask)
-        return missing
 
     async def depth(self, queue: str) -> int:
         """Return how many messages of a queue are ready. Raises: QueueNotFoundError, ConnectionLostError."""
@@ -140,7 +145,7 @@ class WorldTransport:
         finally:
             consuming.left = True
             if link.is_up and self._pulse.alive:
-                link.send(lambda: link.unsubscribe(number))
+                link.send(f"unsubscribe {link.who}", lambda: link.unsubscribe(number))
 
     async def publish(self, message: Message, settled: Settled) -> None:
         """Send a message. Raises: ConnectionLostError, TransportClosedError."""
@@ -161,9 +166,9 @@ class WorldTransport:
 
         def arrive() -> None:
             answers.append(do())
-            link.answer(answered.set)
+            link.answer(f"answer {link.who}", answered.set)
 
-        link.send(arrive)
+        link.send(f"ask {link.who}", arrive)
         await link.until(answered)
         self._pulse.check()
         if not answered.is_set():
@@ -218,9 +223,9 @@ class Consuming:
 
         def arrive() -> None:
             self.link.pause(self.number)
-            self.link.answer(done.set)
+            self.link.answer(f"paused {self.link.who}", done.set)
 
-        self.link.send(arrive)
+        self.link.send(f"pause {self.link.who}", arrive)
         await self.link.until(done)
         if not done.is_set():
             raise ConnectionLostError("The connection to the broker was lost")
@@ -272,5 +277,6 @@ class InHand:
         if self._settled or consuming.left or not consuming.pulse.alive or not consuming.link.is_up:
             return False
         self._settled = True
-        consuming.link.send(lambda: consuming.link.settle(consuming.number, tag, requeue))
+        about = f"settle {self._held.message.id}"
+        consuming.link.send(about, lambda: consuming.link.settle(consuming.number, tag, requeue))
         return True

@@ -30,7 +30,10 @@ DEEPEST = 2
 
 
 class Mood(Struct, frozen=True):
-    """What the sagas of one world are like: how often, from 0 to 1, a handler fails, is slow, defers, has a timeout."""
+    """What the sagas of one world are like.
+
+    How often, from 0 to 1, a handler fails, is slow, defers, has a timeout, hears of no cancellation, and so on.
+    """
 
     trouble: float
     slowness: float
@@ -39,6 +42,7 @@ class Mood(Struct, frozen=True):
     children: float
     unguarded: float
     rich: float
+    deafness: float
     most: int
 
 
@@ -49,10 +53,11 @@ def draw_mood(source: Random) -> Mood:
         trouble=few((0.0, 0.05, 0.15, 0.4)),
         slowness=few((0.0, 0.2, 0.6)),
         deferring=few((0.0, 0.1, 0.3)),
-        timeouts=few((0.0, 0.2, 0.5)),
+        timeouts=few((0.0, 0.3, 0.6)),
         children=few((0.0, 0.1, 0.3)),
         unguarded=few((0.0, 0.0, 0.3)),
         rich=few((0.0, 0.3, 0.7)),
+        deafness=few((0.0, 0.3, 0.8)),
         most=few((3, 5, 8)),
     )
 
@@ -105,37 +110,37 @@ def _step(
         return Step(**given)
     if source.random() < 0.5:
         given["retry"] = source.choice(POLICIES)
-    timed = source.random() < mood.timeouts
-    if timed:
-        given["timeout"] = source.choice((1.0, 5.0, 30.0))
+    timeout = source.choice((1.0, 5.0, 30.0)) if source.random() < mood.timeouts else None
+    if timeout is not None:
+        given["timeout"] = timeout
     if source.random() < mood.timeouts / 2:
         given["total_timeout"] = source.choice((1.0, 8.0, 40.0))
-    undo_timed = source.random() < mood.timeouts
-    if undo_timed:
-        given["compensation_timeout"] = source.choice((2.0, 20.0))
+    undo_timeout = source.choice((2.0, 20.0)) if source.random() < mood.timeouts else None
+    if undo_timeout is not None:
+        given["compensation_timeout"] = undo_timeout
     given["input"] = Behaviour(
-        do=_acts(source, mood, may_hang=timed, skips=True),
-        undo=_acts(source, mood, may_hang=undo_timed, skips=False),
+        do=_acts(source, mood, timeout, skips=True),
+        undo=_acts(source, mood, undo_timeout, skips=False),
         guarded=source.random() >= mood.unguarded,
     )
     return Step(action="do", compensation="undo" if source.random() < 0.8 else None, **given)
 
 
-def _acts(source: Random, mood: Mood, *, may_hang: bool, skips: bool) -> tuple[Act, ...]:
-    acts = [_act(source, mood, may_hang=may_hang, skips=skips) for _ in range(source.choice((1, 1, 2, 3)))]
+def _acts(source: Random, mood: Mood, timeout: float | None, *, skips: bool) -> tuple[Act, ...]:
+    acts = [_act(source, mood, timeout, skips=skips) for _ in range(source.choice((1, 1, 2, 3)))]
     if source.random() < 0.3 or any(act != Act() for act in acts):
         # In the end it is quick: what is slower than its timeout would be tried again for days.
         acts.append(Act("broken" if source.random() < mood.trouble / 3 else "well"))
     return tuple(acts)
 
 
-def _act(source: Random, mood: Mood, *, may_hang: bool, skips: bool) -> Act:
+def _act(source: Random, mood: Mood, timeout: float | None, *, skips: bool) -> Act:
     outcome: Outcome = "well"
     if source.random() < mood.trouble:
         outcome = source.choice(("busy", "busy", "busy", "broken", "odd", "unwritable"))
         if outcome == "unwritable" and not skips:
             outcome = "odd"  # nobody reads what a compensation returns
-        if may_hang and source.random() < 0.3:
+        if timeout is not None and source.random() < 0.3:
             outcome = "hang"
     elif skips and source.random() < 0.05:
         outcome = "skip"
@@ -143,7 +148,12 @@ def _act(source: Random, mood: Mood, *, may_hang: bool, skips: bool) -> Act:
         outcome = "later"
     before = source.choice((0.01, 1.0, 8.0)) * source.random() if source.random() < mood.slowness else 0.0
     after = source.choice((0.01, 1.0, 8.0)) * source.random() if source.random() < mood.slowness else 0.0
-    return Act(outcome, before, after, _call(source, mood) if outcome == "later" else None)
+    twice = outcome == "well" and source.random() < mood.deferring / 2
+    call = _call(source, mood) if outcome == "later" or twice else None
+    deaf = False
+    if timeout is not None and outcome != "hang" and source.random() < mood.deafness:
+        deaf, before = True, timeout * source.uniform(0.5, 3.0)
+    return Act(outcome, before, after, call, deaf)
 
 
 def _call(source: Random, mood: Mood) -> Call:

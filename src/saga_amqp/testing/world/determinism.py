@@ -5,17 +5,30 @@ trio has changed them.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from random import Random
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import trio
 import trio.testing
 from trio._core import _run  # pyright: ignore[reportPrivateUsage]
 
+from saga_amqp.testing.world.chance import Chance
+
 T = TypeVar("T")
 
 SWITCH = "_ALLOW_DETERMINISTIC_SCHEDULING"
 SOURCE = "_r"
+
+
+class Order:
+    """What trio draws with which of the tasks that can run runs first."""
+
+    def __init__(self, seed: int | str) -> None:
+        self._chance = Chance(f"{seed}/order")
+
+    def shuffle(self, tasks: list[trio.lowlevel.Task]) -> None:
+        """Bring tasks into an order that follows from the seed and the virtual time."""
+        if len(tasks) > 1:
+            self._chance.source(repr(trio.current_time())).shuffle(tasks)
 
 
 def run_in_virtual_time(
@@ -29,13 +42,12 @@ def run_in_virtual_time(
     Raises:
         Exception: Whatever `main` raises.
     """
-    order = cast("Random", getattr(_run, SOURCE))
-    before, state = getattr(_run, SWITCH), order.getstate()
+    before = {name: getattr(_run, name) for name in (SWITCH, SOURCE)}
     setattr(_run, SWITCH, True)
-    order.seed(seed)
+    setattr(_run, SOURCE, Order(seed))
     try:
         clock = trio.testing.MockClock(autojump_threshold=0)
         return trio.run(main, clock=clock, instruments=instruments)
     finally:
-        setattr(_run, SWITCH, before)
-        order.setstate(state)
+        for name, value in before.items():
+            setattr(_run, name, value)

@@ -8,6 +8,7 @@ from collections import Counter
 from enum import StrEnum
 from random import Random
 
+from saga_amqp.testing.world.chance import Chance
 from saga_amqp.testing.world.trace import Trace
 
 
@@ -37,7 +38,7 @@ RATES: dict[Fault, float] = {
     Fault.CRASH: 1 / 1500,  # steps of a process's tasks
     Fault.CRASH_AT_POINT: 0.005,
     Fault.CRASH_SOON: 0.005,
-    Fault.CRASH_IN_HANDLER: 0.02,
+    Fault.CRASH_IN_HANDLER: 0.1,
     Fault.STOP: 1 / 100,  # seconds
     Fault.STOP_AT_POINT: 0.004,
     Fault.CUT: 0.005,
@@ -71,39 +72,43 @@ class Faults:
             else base * min(30.0, storm * 10 ** drawn.uniform(-0.5, 0.5))
             for kind, base in RATES.items()
         }
+        self.rates[Fault.CRASH_IN_HANDLER] = min(0.5, self.rates[Fault.CRASH_IN_HANDLER])
         self.rates[Fault.HINT_LOST] = min(1.0, self.rates[Fault.HINT_LOST])
-        self._seed = seed
+        self._chance = Chance(f"{seed}/faults")
         self._trace = trace
         self._only = only
-        self._sources: dict[tuple[Fault, str], Random] = {}
-        self._asked: Counter[tuple[Fault, str]] = Counter()
+        self._asked: Counter[str] = Counter()
 
-    def strike(self, kind: Fault, where: str, what: str = "") -> bool:
-        """Say whether a fault strikes at this opportunity, and write it down if it does."""
+    def strike(self, kind: Fault, where: str, about: str, what: str = "") -> Random | None:
+        """Return a source for the details of a fault if it strikes at this opportunity, and write it down.
+
+        `where` is the process that it strikes, and `about` what is going on there: the third opportunity about the same
+        is the same in every run, whoever has it and whatever else happens.
+        """
         rate = self.rates[kind]
         if self.over or rate == 0:
-            return False
-        self._asked[kind, where] += 1
-        return self.source(kind, where).random() < rate and self.named(
-            kind, where, self._asked[kind, where], what
-        )
+            return None
+        about = f"{kind} {about}"
+        self._asked[about] += 1
+        if self._chance.random(about) >= rate:
+            return None
+        return self.named(kind, where, f"{about}/{self._asked[about]}", what)
 
-    def named(self, kind: Fault, where: str, number: int, what: str = "") -> bool:
-        """Say whether a fault may strike whose moment is drawn otherwise, and write it down if it may."""
-        name = f"{kind} {where}/{number}"
+    def named(self, kind: Fault, where: str, name: str, what: str = "") -> Random | None:
+        """Return the same for a fault whose moment is drawn otherwise, if it may strike."""
         if self.over or (self._only is not None and name not in self._only):
-            return False
+            return None
         self.struck.append(name)
         self.counts[kind] += 1
         self._trace.note(where, f"{kind}{': ' if what else ''}{what}", is_fault=True)
-        return True
+        return self._chance.source(name)
 
     def doom(self, who: str, number: int) -> int | None:
         """Draw after how many steps of its tasks one life of a process is to end in a crash."""
         rate = self.rates[Fault.CRASH]
         if rate == 0:
             return None
-        return 1 + int(Random(f"{self._seed}/doom/{who}/{number}").expovariate(rate))
+        return 1 + int(self._chance.exponential(f"doom {who} {number}", 1 / rate))
 
     def asked(self, kind: str, number: int) -> bool:
         """Say whether something that a user does is done in this run: what they do is left out as faults are."""
@@ -112,9 +117,3 @@ class Faults:
             return False
         self.struck.append(name)
         return True
-
-    def source(self, kind: Fault, where: str) -> Random:
-        """Return the source of chance of one kind of fault in one place."""
-        if (source := self._sources.get((kind, where))) is None:
-            source = self._sources[kind, where] = Random(f"{self._seed}/{kind}/{where}")
-        return source

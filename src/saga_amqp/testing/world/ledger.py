@@ -4,7 +4,6 @@ The barrier is that of `saga_amqp.barrier`, told once more on a dict: record and
 the saga, the name of the step and the operation. `tests/world/test_ledger.py` holds the two against each other.
 """
 
-from random import Random
 from typing import NamedTuple
 
 import trio
@@ -12,8 +11,12 @@ import trio
 from saga_amqp.barrier import Answer
 from saga_amqp.errors import RefusedByBarrierError
 from saga_amqp.testing.world.agenda import Agenda
+from saga_amqp.testing.world.chance import Chance
 from saga_amqp.testing.world.pulse import Pulse
 from saga_core import Defer, Operation, Skip
+
+MEAN = 0.002
+"""Seconds for which a call of a service is under way, on average."""
 
 REFUSED = "refused"
 """The record of an action whose compensation came first."""
@@ -30,12 +33,12 @@ class Key(NamedTuple):
 class Ledger:
     """Effects, counted by their key; `skipped` has none, and so is left out."""
 
-    def __init__(self, agenda: Agenda, source: Random) -> None:
+    def __init__(self, agenda: Agenda, chance: Chance) -> None:
         self.effects: dict[Key, int] = {}
         self.order: list[Key] = []
         self._records: dict[Key, Answer | str] = {}
         self._agenda = agenda
-        self._source = source
+        self._chance = chance
 
     async def take_effect(self, pulse: Pulse, key: Key, answer: Answer, *, guarded: bool) -> Answer:
         """Have an effect, once if it is guarded, and return the handler's answer: the recorded one, if there is one.
@@ -51,9 +54,10 @@ class Ledger:
                 outcome.append(self.guard(key, answer) if guarded else self.apply(key, answer))
             except RefusedByBarrierError as error:
                 outcome.append(error)
-            self._agenda.after(self._delay(), answered.set)
+            self._agenda.after(self._chance.exponential(about, MEAN), answered.set)
 
-        self._agenda.after(self._delay(), arrive)
+        about = " ".join(key)
+        self._agenda.after(self._chance.exponential(about, MEAN), arrive)
         await answered.wait()
         pulse.check()
         if isinstance(outcome[0], RefusedByBarrierError):
@@ -82,6 +86,3 @@ class Ledger:
             self.effects[key] = self.effects.get(key, 0) + 1
             self.order.append(key)
         return answer
-
-    def _delay(self) -> float:
-        return self._source.expovariate(500)

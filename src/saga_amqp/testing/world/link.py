@@ -47,9 +47,9 @@ class Link:
         """Whether the client takes the connection for a working one."""
         return self.why is None
 
-    def send(self, do: Callable[[], None]) -> None:
+    def send(self, about: str, do: Callable[[], None]) -> None:
         """Send a frame to the broker, which does something when it arrives."""
-        self._carry("up", lambda: do() if self._known_to_broker else None)
+        self._carry("up", about, lambda: do() if self._known_to_broker else None)
 
     def publish(self, message: Message, settled: Settled) -> None:
         """Send a message."""
@@ -63,11 +63,11 @@ class Link:
 
         def confirm(error: TransportError | None) -> None:
             delay = self._until_together()
-            if self._network.faults.strike(Fault.LATE_CONFIRM, self.who):
-                delay += self._network.faults.source(Fault.LATE_CONFIRM, f"{self.who} by").expovariate(1 / 5)
-            self._answer(lambda: settle(error), delay)
+            if drawn := self._network.faults.strike(Fault.LATE_CONFIRM, self.who, message.id):
+                delay += drawn.expovariate(1 / 5)
+            self.answer(f"confirm {message.id}", lambda: settle(error), delay)
 
-        self.send(lambda: self._broker.accept(message, confirm))
+        self.send(f"publish {message.id}", lambda: self._broker.accept(message, confirm))
 
     async def until(self, event: trio.Event) -> None:
         """Wait for an event, or for the end of the connection, whatever comes first."""
@@ -98,7 +98,7 @@ class Link:
         self._unsettled.clear()
         self.why = ConnectionLostError("The process is dead")
         # What it had sent is under way still. Its machine closes the connection, or is silent for a while.
-        source = self._network.source
+        source = self._network.chance.source(f"{self.who} dies")
         delay = source.uniform(0, 0.02) if source.random() < 0.7 else source.uniform(0, 10)
         self._network.agenda.after(delay, self.end_at_broker)
 
@@ -139,7 +139,7 @@ class Link:
             if (consuming := self.consuming.get(number)) is not None:
                 consuming.take(tag, held, given_back > 0, headers)
 
-        self._answer(arrive, 0.0)
+        self.answer(f"deliver {held.message.id}", arrive)
 
     def settle(self, number: int, tag: int, requeue: bool | None) -> None:
         """Take an acknowledgement (None), or a message back for its queue (True) or the dead letters (False)."""
@@ -163,7 +163,7 @@ class Link:
                 if (consuming := self.consuming.get(number)) is not None:
                     consuming.end(ConsumerCancelledError("The broker has cancelled this consumer"))
 
-            self._answer(tell, 0.0)
+            self.answer(f"cancel {self.who}", tell)
 
     def tell_blocked(self, blocked: bool) -> None:
         """Tell the client to publish nothing, or that it may again."""
@@ -174,11 +174,11 @@ class Link:
                 self.unblocked.set()
                 self.unblocked = trio.Event()
 
-        self._answer(tell, 0.0)
+        self.answer(f"block {self.who}", tell)
 
-    def answer(self, do: Callable[[], None]) -> None:
-        """Send a frame to the client, which does something when it arrives."""
-        self._answer(do, 0.0)
+    def answer(self, about: str, do: Callable[[], None], delay: float = 0.0) -> None:
+        """Send a frame to the client after so many seconds, which does something when it arrives."""
+        self._carry("down", about, lambda: do() if self.why is None else None, delay)
 
     def take_back(self) -> None:
         """End all subscriptions: the client has asked to close."""
@@ -207,21 +207,18 @@ class Link:
             self._network.agenda.after(broker_notices, self.end_at_broker)
         self._network.agenda.after(client_notices, lambda: self.gone(error))
 
-    def _answer(self, do: Callable[[], None], delay: float) -> None:
-        self._carry("down", lambda: do() if self.why is None else None, delay)
-
     def _until_together(self) -> float:
         together = self._broker.habits.together
         return -trio.current_time() % together if together else 0.0
 
-    def _carry(self, way: str, do: Callable[[], None], delay: float = 0.0) -> None:
+    def _carry(self, way: str, about: str, do: Callable[[], None], delay: float = 0.0) -> None:
         if not self._carries:
             return
         network = self._network
-        if network.faults.strike(Fault.CUT, self.who):
-            network.cut(self)
+        if drawn := network.faults.strike(Fault.CUT, self.who, about):
+            network.cut(self, drawn)
             return
-        arrival = max(self._last[way], trio.current_time() + delay + network.delay(self.who))
+        arrival = max(self._last[way], trio.current_time() + delay + network.delay(self.who, about))
         if not delay:  # what waits at the broker keeps nothing back
             self._last[way] = arrival
         network.under_way += 1

@@ -15,7 +15,7 @@ from saga_amqp.testing.world.client import WorldTransport
 from saga_amqp.testing.world.faults import Fault
 from saga_amqp.testing.world.pulse import Pulse
 from saga_amqp.testing.world.vault import WorldStore
-from saga_core import Compensate, Execute
+from saga_core import Carried, Compensate, Execute
 
 if TYPE_CHECKING:
     from saga_amqp.testing.world.world import World
@@ -41,7 +41,7 @@ class Dooms(trio.abc.Instrument):
             if life.steps == life.soon or (
                 life.steps == life.doom
                 and life.world.faults.named(
-                    Fault.CRASH, life.pulse.who, life.number, f"after {life.steps} steps"
+                    Fault.CRASH, life.pulse.who, life.name, f"after {life.steps} steps"
                 )
             ):
                 life.crash()
@@ -54,7 +54,7 @@ class Life:
         self, world: "World", who: str, number: int, source: Random, offset: float, runs: bool
     ) -> None:
         self.world = world
-        self.number = number
+        self.name = f"life {number} of {who}"
         self.pulse = Pulse(who)
         self.offset = offset
         self.runs = runs
@@ -69,10 +69,14 @@ class Life:
         self._tasks: trio.Nursery | None = None
         self._stopping = trio.Event()
         transport = WorldTransport(world.broker, world.network, self.pulse, world.checker.acknowledging)
+        config = self._config()
+        if world.faults.calm:
+            # Engines that find a broker without queues publish again what is running, be it only begun.
+            world.broker.declare(config.topology())
         self.manager = Manager(
             transport if runs else None,
             WorldStore(world.vault, self.pulse),
-            self._config(),
+            config,
             clock=self.clock,
             new_id=lambda: world.new_id(self.clock()),
             new_secret=world.new_secret,
@@ -184,11 +188,12 @@ class Life:
         world.trace.note(who, what, moment.saga_id)
         if moment.point is Point.HANDLER_BEGAN and isinstance(moment.command, Execute | Compensate):
             world.checker.handler_begins(who, moment.command)
-        if world.faults.strike(Fault.CRASH_AT_POINT, who, moment.point):
+        about = f"{moment.point} {moment.saga_id} {_about(moment.command)}"
+        if world.faults.strike(Fault.CRASH_AT_POINT, who, about, moment.point):
             self.crash()
-        elif not self.soon and world.faults.strike(Fault.CRASH_SOON, who, moment.point):
-            self.soon = self.steps + world.faults.source(Fault.CRASH_SOON, f"{who} when").randint(1, 60)
-        elif world.faults.strike(Fault.STOP_AT_POINT, who, moment.point):
+        elif not self.soon and (drawn := world.faults.strike(Fault.CRASH_SOON, who, about, moment.point)):
+            self.soon = self.steps + drawn.randint(1, 60)
+        elif world.faults.strike(Fault.STOP_AT_POINT, who, about, moment.point):
             self.stop()
 
     def _awaits(self) -> Iterator[str]:
@@ -242,6 +247,10 @@ class Process:
         self._over = True
         if self.life is not None:
             self.life.stop()
+
+
+def _about(command: Carried | None) -> str:
+    return "" if command is None else f"{type(command).__name__} {command.step} {command.attempt}"
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

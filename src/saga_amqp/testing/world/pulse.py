@@ -21,6 +21,8 @@ class Pulse:
 
     def die(self) -> None:
         """End at once: from now on nothing gets out."""
+        if not self.alive:
+            return
         self.alive = False
         for do in self._then:
             do()

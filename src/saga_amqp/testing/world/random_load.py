@@ -92,7 +92,8 @@ class RandomLoad:
         sagas = list(world.vault.sagas.values())
         if not sagas:
             return
-        saga = source.choice(sagas)
+        # The same one, whoever else is there.
+        saga = min(sagas, key=lambda one: Random(f"{one.id}/{at}").random())
         step = source.choice(saga.plan.steps).name
         how: Literal["completed", "failed", "compensated"] = source.choice(
             ("completed", "failed", "compensated")

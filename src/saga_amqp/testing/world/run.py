@@ -42,22 +42,28 @@ class Outcome(Struct, frozen=True):
 
 
 def run_world(
-    seed: int, load: Callable[[], Load] | None = None, *, only: frozenset[str] | None = None
+    seed: int,
+    load: Callable[[], Load] | None = None,
+    *,
+    only: frozenset[str] | None = None,
+    until: float = inf,
 ) -> Outcome:
-    """Run a world from its seed. `only` are the names of the faults, and of what people do, that are left in it.
+    """Run a world from its seed, for so many seconds of virtual time at the longest.
+
+    `only` are the names of the faults, and of what people do, that are left in it.
 
     Raises:
         Exception: What a bug of the simulation raises; a bug of what is simulated is told in the outcome.
     """
     return run_in_virtual_time(
-        lambda: _run((load or (lambda: RandomLoad(seed)))(), seed, only), seed, [Dooms()]
+        lambda: _run((load or (lambda: RandomLoad(seed)))(), seed, only, until), seed, [Dooms()]
     )
 
 
-async def _run(load: Load, seed: int, only: frozenset[str] | None) -> Outcome:
+async def _run(load: Load, seed: int, only: frozenset[str] | None, until: float) -> Outcome:
     world = World(seed, load, only)
     async with trio.open_nursery() as everything:
-        everything.start_soon(_watch, world, everything.cancel_scope)
+        everything.start_soon(_watch, world, until, everything.cancel_scope)
         everything.start_soon(world.agenda.run)
         everything.start_soon(world.outside.run)
         async with trio.open_nursery() as machines:
@@ -95,8 +101,12 @@ async def _hurry(world: World) -> None:
     world.fail(f"a process did not end within {DRAIN:.0f} s of being told to")
 
 
-async def _watch(world: World, scope: trio.CancelScope) -> None:
-    await world.failed.wait()
+async def _watch(world: World, until: float, scope: trio.CancelScope) -> None:
+    with trio.move_on_at(until):
+        await world.failed.wait()
+    for process in world.processes:
+        if process.life is not None:  # its deaf handlers hear of nothing else
+            process.life.pulse.die()
     scope.cancel()
 
 

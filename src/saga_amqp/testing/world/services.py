@@ -14,6 +14,7 @@ from msgspec import Struct
 from saga_amqp.errors import RefusedByBarrierError
 from saga_amqp.testing.world.faults import Fault
 from saga_amqp.testing.world.ledger import Key
+from saga_amqp.testing.world.pulse import Died
 from saga_core import Defer, Operation, Saga, Skip, Step, StepError
 
 if TYPE_CHECKING:
@@ -33,12 +34,17 @@ class Call(Struct, frozen=True, omit_defaults=True):
 
 
 class Act(Struct, frozen=True, omit_defaults=True):
-    """What a handler does in one attempt: seconds before its effect, seconds after it, and what comes of it."""
+    """What a handler does in one attempt: seconds before its effect, seconds after it, and what comes of it.
+
+    `call` is how the outside answers; it answers too where the handler has an answer itself, and does not defer.
+    `deaf` handlers hear of no cancellation, as those that block a thread: only the death of their process ends them.
+    """
 
     outcome: Outcome = "well"
     before: float = 0.0
     after: float = 0.0
     call: Call | None = None
+    deaf: bool = False
 
 
 class Behaviour(Struct, frozen=True):
@@ -59,6 +65,14 @@ def service(life: "Life", operation: Operation) -> Service:
         acts = step.input.do if operation == "execute" else step.input.undo
         attempt = step.attempt if operation == "execute" else step.compensation_attempt
         act = _act(acts, attempt)
+        if not act.deaf:
+            return await perform(act, attempt, saga, step)
+        with trio.CancelScope(shield=True) as scope:
+            life.pulse.at_death(scope.cancel)
+            return await perform(act, attempt, saga, step)
+        raise Died
+
+    async def perform(act: Act, attempt: int, saga: Saga, step: Step[Behaviour]) -> object:
         await trio.sleep(act.before)
         _fail(act.outcome)
         if act.outcome == "hang":
@@ -77,10 +91,11 @@ def service(life: "Life", operation: Operation) -> Service:
             life.world.faults.counts["refused by the barrier"] += 1
             raise
         where = f"{life.pulse.who} in a handler"
-        if life.world.faults.strike(Fault.CRASH_IN_HANDLER, where):
+        if life.world.faults.strike(Fault.CRASH_IN_HANDLER, where, f"{' '.join(key)} {attempt}"):
             life.crash()
         # The outside world is asked in each attempt, for each has a token of its own.
-        if isinstance(answer, Defer) and life.pulse.alive:
+        asks = isinstance(answer, Defer) or (act.call is not None and not isinstance(answer, Skip))
+        if asks and life.pulse.alive:
             life.world.outside.ask(step.token, act.call or Call(0.0))
         await trio.sleep(act.after)
         return answer

@@ -9,6 +9,7 @@ from ulid import ULID
 
 from saga_amqp.testing.world.agenda import EPOCH, Agenda
 from saga_amqp.testing.world.broker import Broker, Habits
+from saga_amqp.testing.world.chance import Chance
 from saga_amqp.testing.world.checker import Checker
 from saga_amqp.testing.world.faults import Fault, Faults
 from saga_amqp.testing.world.ledger import Ledger
@@ -48,10 +49,12 @@ class World:
         self.skew = drawn.choice((0.0, 0.01, 1.0))
         self.sweep_interval = drawn.choice((0.5, 2.0, 10.0))
         self.republish_after = drawn.choice((4.0, 10.0))
-        self.network = Network(self.agenda, self.faults, self.source("network"))
-        self.broker = Broker(self.agenda, Habits(drawn.choice((0.0, 0.0, 0.02, 0.2))), self.source("broker"))
-        self.vault = Vault(self.agenda, self.faults, self.source("store"))
-        self.ledger = Ledger(self.agenda, self.source("ledger"))
+        self.network = Network(self.agenda, self.faults, Chance(f"{seed}/network"))
+        self.broker = Broker(
+            self.agenda, Habits(drawn.choice((0.0, 0.0, 0.02, 0.2))), Chance(f"{seed}/broker")
+        )
+        self.vault = Vault(self.agenda, self.faults, Chance(f"{seed}/store"))
+        self.ledger = Ledger(self.agenda, Chance(f"{seed}/ledger"))
         self.outside = Outside(self)
         self.checker = Checker(self.vault, self.broker, self.faults, self.trace, self.fail, self.clock)
         self.problem: str | None = None
@@ -63,8 +66,7 @@ class World:
         self.processes = [Process(self, f"engine-{number}", True) for number in range(1, count + 1)]
         if drawn.random() < 0.3:
             self.processes.append(Process(self, "client", False))
-        self._ids = self.source("ids")
-        self._whom = self.source("whom")
+        self._chance = Chance(f"{seed}/world")
         self._somebody = trio.Event()
 
     def source(self, name: str) -> Random:
@@ -77,11 +79,11 @@ class World:
 
     def new_id(self, at: float) -> str:
         """Make a ULID."""
-        return str(ULID.from_bytes(int(at * 1000).to_bytes(6, "big") + self._ids.randbytes(10)))
+        return str(ULID.from_bytes(int(at * 1000).to_bytes(6, "big") + self._chance.bytes(f"id {at}", 10)))
 
     def new_secret(self) -> str:
         """Make what tokens are proven with."""
-        return self._ids.randbytes(16).hex()
+        return self._chance.bytes(f"secret {self.clock()}", 16).hex()
 
     def fail(self, problem: str) -> None:
         """Note the first thing that is wrong; the world ends."""
@@ -101,7 +103,7 @@ class World:
         while True:
             lives = [each.life for each in self.processes if each.is_up and each.life is not None]
             if lives:
-                return self._whom.choice(lives)
+                return self._chance.source(f"whom {self.clock()}").choice(lives)
             await self._somebody.wait()
 
     def somebody_is_up(self) -> None:
@@ -118,39 +120,38 @@ class World:
         """Return what lets those faults strike that need no opportunity, each to be run as a task."""
         broker, vault, faults = self.broker, self.vault, self.faults
 
-        async def restart() -> None:
+        async def restart(drawn: Random) -> None:
             if broker.up:
-                broker.restart(faults.source(Fault.RESTART, "how").choice((0.3, 3.0, 20.0)))
+                broker.restart(drawn)
 
-        async def block() -> None:
+        async def block(drawn: Random) -> None:
             broker.block(True)
-            await trio.sleep(faults.source(Fault.BLOCK, "how").choice((0.5, 5.0, 15.0)))
+            await trio.sleep(drawn.choice((0.5, 5.0, 15.0)))
             broker.block(False)
 
-        async def consumers() -> None:
+        async def consumers(drawn: Random) -> None:
             for link in list(broker.links):
-                if faults.source(Fault.CONSUMER, "how").random() < 0.5:
+                if drawn.random() < 0.5:
                     link.cancel_consumers()
 
-        async def away() -> None:
-            source = faults.source(Fault.STORE_AWAY, "how")
-            vault.away = {each.who for each in self.processes if source.random() < 0.6}
-            await trio.sleep(source.choice((0.5, 5.0, 15.0)))
+        async def away(drawn: Random) -> None:
+            vault.away = {each.who for each in self.processes if drawn.random() < 0.6}
+            await trio.sleep(drawn.choice((0.5, 5.0, 15.0)))
             vault.away = set()
 
-        async def stop() -> None:
-            process = faults.source(Fault.STOP, "whom").choice(self.processes)
+        async def stop(drawn: Random) -> None:
+            process = drawn.choice(self.processes)
             if process.life is not None:
                 process.life.stop()
 
-        def recurring(kind: Fault, do: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        def recurring(kind: Fault, do: Callable[[Random], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
             async def recur() -> None:
-                number = 0
+                number, when = 0, self.source(kind)
                 while (rate := faults.rates[kind]) > 0 and not faults.over:
                     number += 1
-                    await trio.sleep(faults.source(kind, "when").expovariate(rate))
-                    if faults.named(kind, "world", number):
-                        await do()
+                    await trio.sleep(when.expovariate(rate))
+                    if drawn := faults.named(kind, "world", f"{kind}/{number}"):
+                        await do(drawn)
 
             return recur
 

@@ -14,7 +14,7 @@ from saga_amqp.errors import (
     VirtualHostError,
 )
 from saga_amqp.transports.amqp.address import Address
-from saga_amqp.transports.amqp.control import Control
+from saga_amqp.transports.amqp.control import Channel, Control
 from saga_amqp.transports.amqp.dialling import tls_failed
 from saga_amqp.transports.amqp.lanes import PublishLane
 from saga_amqp.transports.amqp.link import Link
@@ -40,6 +40,7 @@ class Connection:
         self.publishing: PublishLane
         self._ended = ended
         self._reopening = anyio.Lock()
+        self._channel: Channel
 
     async def open(self, tasks: TaskGroup) -> Self:
         """Start the link in a task group, shake hands, and open the channel to publish on.
@@ -49,6 +50,7 @@ class Connection:
         link, control = self.link, self.control
         tasks.start_soon(link.run)
         link.on_lost = self._lost
+        link.on_cancelled = self._abandon_publishing
         control.start()
         link.feed_control = control.feed
         try:
@@ -60,9 +62,10 @@ class Connection:
         return self
 
     async def reopen(self) -> None:
-        """Open a channel to publish on, if the broker has closed the last one. Raises: TransportError."""
+        """Open a channel to publish on, if the last one is dead. Raises: TransportError."""
         async with self._reopening:
             if self.publishing.dead:
+                await self.control.leave(self._channel, None)
                 await self._open_publishing()
 
     async def close(self) -> None:
@@ -81,10 +84,20 @@ class Connection:
 
     async def _open_publishing(self) -> None:
         link = self.link
-        channel = await self.control.open_channel(confirms=True)
+        channel = self._channel = await self.control.open_channel(confirms=True)
         lane = PublishLane(channel.number, link, link.decoder.frame_max)
         link.open_lane(channel.number, lane)
         self.publishing = lane
+
+    def _abandon_publishing(self) -> None:
+        """Publish on another channel from now on, as a queue has been deleted.
+
+        What a channel has published to a quorum queue that is gone is never confirmed, or confirmed and lost, even
+        where a new queue has the name (RabbitMQ 3.10).
+        """
+        lane = self.publishing
+        if self.link.lanes.pop(lane.channel, None) is not None:
+            lane.closed("a queue was deleted, and it is not known what became of them")
 
     def _refused(self, error: TransportError) -> ConnectFailedError:
         address = self.address

@@ -82,6 +82,7 @@ class Link:
         self.refusal: tuple[int, str] | None = None
         self.feed_control: Callable[[bytes], None] = lambda data: None
         self.on_lost: Callable[[TransportError], None] = lambda error: None
+        self.on_cancelled: Callable[[], None] = lambda: None
         self._stream = stream
         self._address = address
         self._scope = anyio.CancelScope(shield=True)
@@ -269,6 +270,7 @@ class Link:
             self.lanes.pop(event.channel, None)
         elif method == frames.BASIC_CANCEL and (lane := self.lanes.get(event.channel)) is not None:
             lane.cancelled()
+            self.on_cancelled()
 
 
 def _reason(frame: bytes) -> tuple[int, str]:

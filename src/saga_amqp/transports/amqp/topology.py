@@ -12,14 +12,16 @@ from saga_amqp.errors import QueueNotFoundError, TopologyError
 from saga_amqp.transports.amqp import refusals
 
 
-async def declare(topology: Topology, connection: aiormq.Connection) -> frozenset[str]:
+async def missing(topology: Topology, connection: aiormq.Connection) -> frozenset[str]:
+    """Return the names of the queues that do not exist."""
+    return frozenset([queue.name for queue in topology.queues if not await _is_there(queue.name, connection)])
+
+
+async def declare(topology: Topology, connection: aiormq.Connection) -> None:
     """Create what is missing, on a channel of its own: the broker closes it over the first difference.
 
-    Return the names of the queues that were. Raises: TopologyError, with the broker's words and what to do.
+    Raises: TopologyError, with the broker's words and what to do.
     """
-    missing = frozenset(
-        [queue.name for queue in topology.queues if not await _is_there(queue.name, connection)]
-    )
     channel = await connection.channel(publisher_confirms=False)
     try:
         for exchange in topology.exchanges:
@@ -36,7 +38,6 @@ async def declare(topology: Topology, connection: aiormq.Connection) -> frozense
                 what = f"Binding of queue {queue.name!r} to exchange {exchange_name!r} for {pattern!r}"
                 with _named("binding", what):
                     await channel.queue_bind(queue.name, exchange_name, pattern)
-        return missing
     finally:
         if not channel.is_closed:
             await channel.close()

@@ -18,7 +18,7 @@ from saga_amqp.transports.amqp.connection import GOODBYE, Connection
 from saga_amqp.transports.amqp.control import Channel, Control
 from saga_amqp.transports.amqp.dialling import dial
 from saga_amqp.transports.amqp.lanes import ConsumeLane
-from saga_amqp.transports.amqp.topology import declare, depth
+from saga_amqp.transports.amqp.topology import declare, depth, missing
 
 logger = logging.getLogger("saga_amqp.transports.amqp")
 
@@ -142,17 +142,19 @@ class AmqpTransport:
             buffer=self._buffer,
         )
 
-    async def declare(self, topology: Topology) -> Collection[str]:
-        """Create what is missing; what exists must be as asked. Cancelled, some of it may have been created.
+    async def missing(self, topology: Topology) -> Collection[str]:
+        """Return the names of the queues that do not exist. Raises: ConnectionLostError, TransportClosedError."""
+        return await self._up().control.run(partial(missing, topology))
 
-        Return the names of the queues that were missing.
+    async def declare(self, topology: Topology) -> None:
+        """Create what is missing; what exists must be as asked. Cancelled, some of it may have been created.
 
         Raises: TopologyError, ConnectionLostError, TransportClosedError.
         """
-        return await self._up().control.run(partial(declare, topology))
+        await self._up().control.run(partial(declare, topology))
 
     async def depth(self, queue: str) -> int:
-        """Return how many messages of a queue are ready; 0 as well where a quorum queue has no leader just now.
+        """Return how many messages of a queue are ready; 0 as well where a quorum queue does not answer at once.
 
         Raises: QueueNotFoundError, ConnectionLostError, TransportClosedError.
         """
