@@ -12,6 +12,7 @@ from ulid import ULID
 from saga_amqp.config import Config
 from saga_amqp.contracts import Transport
 from saga_amqp.databases import add_database_commands
+from saga_amqp.dead_letter_commands import add_dead_letter_commands
 from saga_amqp.demo import order_steps, shop
 from saga_amqp.manager import Manager
 from saga_amqp.running import add_run_command
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.set_defaults(run=_run_demo)
     add_run_command(commands)
     add_database_commands(commands)
+    add_dead_letter_commands(commands)
     options = parser.parse_args(arguments)
     status: int = options.run(options)
     return status
