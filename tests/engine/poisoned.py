@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 from ulid import ULID
 
-from saga_amqp import DeadLetter, Manager, Participant, Saga, SagaState
+from saga_amqp import DeadLetter, Manager, Participant, Point, Saga, SagaState
 from saga_amqp.contracts import Message
 from saga_amqp.testing.traffic import Inbox, Outbox
 from saga_core import (
@@ -37,6 +37,16 @@ LIMIT = 2
 
 SIZE = 2_000
 """Bytes that a message may have."""
+
+BURYING = (
+    Point.COMMITTING,
+    Point.COMMITTED,
+    Point.PUBLISHING,
+    Point.PUBLISHED,
+    Point.DEAD_LETTERED,
+    Point.ACKNOWLEDGING,
+)
+"""The points between finding a message that cannot be handled, and being done with it."""
 
 LIMITS = {"delivery_limit": LIMIT, "max_message_size": SIZE}
 

@@ -56,6 +56,7 @@ from saga_core.remote import Reply
 
 from .poisoned import (
     AT,
+    BURYING,
     LIMIT,
     LIMITS,
     POISONED,
@@ -219,15 +220,6 @@ async def test_a_report_of_an_undoing_that_cannot_be_used_leaves_the_parent_to_a
 
 
 # Crashes, and what is away -----------------------------------------------------------------------------------------
-
-BURYING = (
-    Point.COMMITTING,
-    Point.COMMITTED,
-    Point.PUBLISHING,
-    Point.PUBLISHED,
-    Point.DEAD_LETTERED,
-    Point.ACKNOWLEDGING,
-)
 
 
 @pytest.mark.parametrize("point", BURYING)

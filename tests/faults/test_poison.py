@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from saga_amqp import AmqpTransport, Moment, Options, Point, Saga, Step
 from tests.engine.poisoned import (
+    BURYING,
     LIMIT,
     LIMITS,
     POISONED,
@@ -169,13 +170,41 @@ async def test_a_message_that_kills_its_engines_is_given_up_and_its_saga_undone(
     await rabbit.until_ready(dead_letters=1)
 
 
+async def test_who_is_killed_between_telling_and_burying_leaves_both_to_the_next(
+    rabbit: RabbitWorld, tmp_path: Path, anyio_backend_name: str
+) -> None:
+    lives: list[Life] = []
+    for number, point in enumerate(BURYING):
+        world, place = (
+            RabbitWorld(rabbit.url, f"{rabbit.prefix}.{number}"),
+            Place(str(tmp_path / f"{number}.db")),
+        )
+        await started(world, place, LIMIT)
+        await take(world, "saga.steps", LIMIT)
+        calls = str(tmp_path / f"calls{number}")
+        lives.append(Life(world.url, world.prefix, place, calls, LIMIT, point=point))
+    successors = [replace(life, point=None) for life in lives]
+    killed, ended = await run_generations("killers", anyio_backend_name, [lives, successors])
+    assert (set(killed), set(ended)) == ({KILLED}, {0})
+    for life in lives:
+        async with life.place.open() as store:
+            (saga,) = await check_histories(store)
+        assert saga.is_compensated
+        assert code(saga, "b") == "delivered_too_often"
+        assert saga.revision == 2
+        assert set(written_down(Path(life.calls))) == {"undo.b"}
+        found = await RabbitWorld(life.url, life.prefix).letters()
+        assert {letter.saga for letter in found} == {saga.id}, life.point
+        assert len(found) <= 2
+
+
 async def test_who_was_in_hand_beside_a_message_that_kills_is_not_given_up_with_it(
     rabbit: RabbitWorld, tmp_path: Path, anyio_backend_name: str
 ) -> None:
     """They came back as often as it did, through no fault of their own."""
     place, calls, limit = Place(str(tmp_path / "sagas.db")), tmp_path / "calls", 4
     saga = await started(rabbit, place, limit, harmless=6)
-    life = Life(rabbit.url, rabbit.prefix, place, str(calls), limit, False)
+    life = Life(rabbit.url, rabbit.prefix, place, str(calls), limit)
     ended = await run_generations("killers", anyio_backend_name, [[life]] * (limit + 1))
     assert ended == [[KILLED]] * limit + [[0]]
     async with place.open() as store:
