@@ -4,7 +4,7 @@
 # ruff: noqa: ASYNC110
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
@@ -108,10 +108,10 @@ async def ordered(world: World, operation: str) -> tuple[Saga, Execute | Compens
     return saga, Compensate(saga.id, "a", "undo.a", 1)
 
 
-async def publish(world: World, *messages: Message) -> None:
-    """Publish messages, with the queues declared as `LIMITS` wants them."""
+async def publish(world: World, *messages: Message, limits: Mapping[str, Any] = LIMITS) -> None:
+    """Publish messages, with the queues declared as `limits` wants them."""
     async with world.transport() as transport:
-        await transport.declare(world.config(**LIMITS).topology())
+        await transport.declare(world.config(**limits).topology())
         for message in messages:
             outbox = Outbox(transport)
             await outbox.publish(message)
@@ -128,6 +128,18 @@ async def take(world: World, queue: str, times: int, *, away: bool = False) -> N
                 if not left:
                     await consumer.cancel()  # so that it does not come once more
                 delivery.reject(requeue=not away)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged as an error."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def code(saga: Saga, step: str) -> str:
+    """Return the code of the error that a step has failed with."""
+    error = saga.step(step).error
+    assert error is not None
+    return error.code
 
 
 async def until_buried(manager: Manager | Participant, count: int = 1) -> None:

@@ -3,7 +3,6 @@
 # An engine's log has to be looked at again and again.
 # ruff: noqa: ASYNC110
 
-import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -62,6 +61,8 @@ from .poisoned import (
     POISONED,
     SIZE,
     added,
+    code,
+    errors,
     meet,
     ordered,
     publish,
@@ -74,16 +75,6 @@ from .test_recovery import AwayStore
 from .world import DEADLINE, Gate, RecordingTransport, World, run_alone, steps
 
 LATER_VERSION = added(b'"version":99')
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-
-
-def code(saga: Saga, step: str) -> str:
-    error = saga.step(step).error
-    assert error is not None
-    return error.code
 
 
 @pytest.mark.parametrize("operation", ["execute", "compensate"])
