@@ -25,8 +25,10 @@ from saga_core import (
     Carried,
     ChildRested,
     CodecError,
+    Compensate,
     CompensateChild,
     Event,
+    Execute,
     Outcome,
     Reply,
     Report,
@@ -216,7 +218,7 @@ class Orchestrator:
     async def _load(self, command: Carried, redelivered: bool) -> Saga:
         if redelivered:
             self._recent.forget(command.saga)
-        elif (known := self._recent.find(command)) is not None:
+        elif isinstance(command, Execute | Compensate) and (known := self._recent.find(command)) is not None:
             return known
         saga = await self._store.load(command.saga)
         self.hold(saga)

@@ -9,7 +9,7 @@ forgotten; or if a sweep takes them for lost, which waits for longer than anythi
 from collections.abc import Callable
 from typing import NamedTuple
 
-from saga_core import Carried, Outcome, Reply, Report, Saga, asked_by, awaits
+from saga_core import Carried, Compensate, Execute, Outcome, Saga, awaits
 
 FRESH = 1.0
 """Seconds for which a saga is remembered."""
@@ -44,16 +44,15 @@ class Recent:
                 del self._left[oldest]
             break
 
-    def find(self, command: Carried) -> Saga | None:
-        """Return the saga that a command is about, if it is remembered and awaits it."""
+    def find(self, command: Execute | Compensate) -> Saga | None:
+        """Return the saga that a command is about, if it is remembered and awaits it.
+
+        Not so for a report or a reply: what is behind the store may ignore what the store would not.
+        """
         left = self._left.get(command.saga)
         if left is None or left.line != self._line() or abs(self._clock() - left.at) > FRESH:
             return None
-        if isinstance(command, Reply):
-            command = asked_by(command)
-        elif not isinstance(command, Report) and command not in left.commands:
-            return None
-        return left.saga if awaits(left.saga, command) else None
+        return left.saga if command in left.commands and awaits(left.saga, command) else None
 
     def forget(self, saga_id: str) -> None:
         """Forget a saga, which need not be known."""

@@ -34,3 +34,9 @@ def test_a_calm_world_runs_every_handler_once(seed: int) -> None:
     outcome = run_world(seed)
     assert outcome.problem is None
     assert outcome.sagas
+
+
+def test_what_has_come_back_too_often_is_given_up_in_some_worlds() -> None:
+    outcome = run_world(16)
+    assert outcome.problem is None
+    assert any("dead-lettered" in str(line) for line in outcome.lines)

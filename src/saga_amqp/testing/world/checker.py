@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import trio
 
 from saga_amqp.contracts import Commit
+from saga_amqp.poison import REASON, Reason
 from saga_amqp.testing.world.broker import Broker, Held
 from saga_amqp.testing.world.faults import Faults
 from saga_amqp.testing.world.trace import Trace
@@ -40,6 +41,8 @@ from saga_core.testing.invariants import (
     check_transition,
     shape_of,
 )
+
+DEAD_LETTERS = "saga.dead-letter"
 
 LATE = 20.0
 """Seconds for which a process may act on what it has read. More than any store is slow, and than a wait for a turn."""
@@ -190,10 +193,16 @@ class Checker:
     def at_rest(self) -> Iterator[str]:
         """Go through what is wrong when everything has come to rest."""
         for queue in self._broker.queues:
-            if depth := self._broker.held(queue):
+            if queue != DEAD_LETTERS and (depth := self._broker.held(queue)):
                 yield f"I6: {depth} messages are left in {queue}"
+        dead = self._broker.queues[DEAD_LETTERS].held() if DEAD_LETTERS in self._broker.queues else []
+        for held in dead:
+            if (
+                reason := held.message.headers and held.message.headers.get(REASON)
+            ) != Reason.DELIVERED_TOO_OFTEN:
+                yield f"I6: {held.message.id} is a dead letter: {reason}"
         count = self._broker.count
-        gone = count["acknowledged"] + count["dead-lettered"] + count["lost before the confirm"]
+        gone = count["acknowledged"] + count["dead-lettered"] + count["lost before the confirm"] + len(dead)
         if count["accepted"] != gone:
             yield f"I6: {count['accepted']} messages were accepted, and {gone} are accounted for"
         if self._vault.notes:

@@ -169,7 +169,7 @@ class Life:
             **world.load.handlers(self),
             concurrency=self._source.choice((1, 1, 2, 5, 100)),
             prefetch=self._source.choice((None, None, 1, 3)),
-            delivery_limit=1_000,
+            delivery_limit=world.delivery_limit,
             grace_period=self._source.choice((0.1, 1.0, 10.0)),
             sweep_interval=world.sweep_interval,
             republish_after=world.republish_after,

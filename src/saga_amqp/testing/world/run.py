@@ -9,6 +9,7 @@ import trio
 from msgspec import Struct
 
 from saga_amqp.errors import RefusedError, StoreError, TransportError
+from saga_amqp.testing.world.checker import DEAD_LETTERS
 from saga_amqp.testing.world.determinism import run_in_virtual_time
 from saga_amqp.testing.world.process import Dooms, Life
 from saga_amqp.testing.world.random_load import RandomLoad
@@ -126,7 +127,7 @@ async def _rest(world: World) -> None:
     with trio.move_on_after(DRAIN):
         while empty:
             await trio.sleep(1.0)
-            depths = sum(world.broker.held(queue) for queue in world.broker.queues)
+            depths = sum(world.broker.held(queue) for queue in world.broker.queues if queue != DEAD_LETTERS)
             empty = depths + world.network.under_way + len(world.vault.notes)
 
 

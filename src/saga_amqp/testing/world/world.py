@@ -49,6 +49,7 @@ class World:
         self.skew = drawn.choice((0.0, 0.01, 1.0))
         self.sweep_interval = drawn.choice((0.5, 2.0, 10.0))
         self.republish_after = drawn.choice((4.0, 10.0))
+        self.delivery_limit = 1_000 if self.faults.calm else drawn.choice((3, 20, 1_000, 1_000))
         self.network = Network(self.agenda, self.faults, Chance(f"{seed}/network"))
         self.broker = Broker(
             self.agenda, Habits(drawn.choice((0.0, 0.0, 0.02, 0.2))), Chance(f"{seed}/broker")
