@@ -72,6 +72,7 @@ from .poisoned import (
     until_buried,
 )
 from .test_engine import Crash
+from .test_language import Flaky
 from .test_recovery import AwayStore
 from .world import DEADLINE, Gate, RecordingTransport, World, run_alone, steps
 
@@ -353,6 +354,57 @@ async def test_what_the_broker_does_not_take_is_kept_in_hand_and_published_again
         f"{Execute(saga.id, 'a', 'do.a', 1)}"
     ]
     world.assert_queues_are_empty()
+
+
+async def test_what_the_broker_does_not_take_of_a_timer_is_left_to_the_sweep(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The timer's own publishing and the first of the sweep are refused, with all that is tried in each."""
+    transport = RecordingTransport(MemoryTransport(world.broker), [])
+    publish, refused = transport.publish, 0
+
+    async def refuse(message: Message, settled: Callable[[Any], None]) -> None:
+        nonlocal refused
+        if ".a.execute.2" in message.id and sum("left to the sweep" in line for line in said()) < 2:
+            refused += 1
+            settled(PublishError("the queue is full"))
+        else:
+            await publish(message, settled)
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records]
+
+    transport.publish = refuse  # type: ignore[method-assign]
+    world.replace("do.a", Flaky(1))
+    asked = Step(name="a", action="do.a", retry=RetryPolicy(max_attempts=2, initial_delay=0.01))
+    async with world.running(transport=transport, republish_after=0.1) as manager:
+        saga = await manager.start("s", [asked])
+        assert (await manager.wait(saga.id)).is_completed
+    assert refused >= 2
+    assert all(saga.id in line for line in said() if "left to the sweep" in line)
+    world.assert_queues_are_empty()
+
+
+async def test_a_letter_is_buried_though_what_comes_of_telling_is_not_taken_yet(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    saga, command = await ordered(world, "execute")
+    await send(world, command, LATER_VERSION)
+    transport = RecordingTransport(MemoryTransport(world.broker), [])
+    publish = transport.publish
+
+    async def refuse(message: Message, settled: Callable[[Any], None]) -> None:
+        if ".a.compensate.1" in message.id and not caplog.records:
+            settled(PublishError("the queue is full"))
+        else:
+            await publish(message, settled)
+
+    transport.publish = refuse  # type: ignore[method-assign]
+    async with world.running(transport=transport, republish_after=0.1, **LIMITS) as manager:
+        assert (await manager.wait(saga.id)).is_compensated
+        await until_buried(manager)
+    assert "left to the sweep" in caplog.records[0].getMessage()
+    world.assert_queues_are_empty(dead_letters=1)
 
 
 # What is told apart ------------------------------------------------------------------------------------------------
