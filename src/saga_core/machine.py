@@ -182,7 +182,12 @@ def awaits(saga: Saga, command: Command) -> bool:
             f"Saga {saga.id} ({saga.name}) has no step {command.step!r} {kind} a child saga"
         )
     if isinstance(command, Report):
-        return record.attempt == command.attempt and record.state in (STARTED, COMPENSATING)
+        undone = command.state is SAGA_COMPENSATED
+        if record.attempt != command.attempt or record.waiting:
+            return False
+        if record.state is STARTED:
+            return undone or command.state is SAGA_COMPLETED
+        return record.state is COMPENSATING and (undone or command.asked == record.compensation_attempt)
     if isinstance(command, Execute | StartChild):
         return record.state is STARTED and record.attempt == command.attempt and record.is_out
     return record.state is COMPENSATING and record.compensation_attempt == command.attempt and record.is_out

@@ -564,19 +564,28 @@ def test_an_order_to_undo_a_child_counts_once(attempt: int) -> None:
     assert shown(again.commands) == "undo b#2"
 
 
+RESTS = (SagaState.COMPLETED, SagaState.FAILED, SagaState.COMPENSATED)
+
+
 @pytest.mark.parametrize(
     ("events", "awaited"),
     [
-        ("", True),
-        ("child a completed", False),
-        ("child a completed, b fails", True),
-        ("child a compensated", False),
+        ("", "completed 0, completed 1, compensated 0, compensated 1"),
+        ("child a completed", ""),
+        ("child a completed, b fails", "completed 1, failed 1, compensated 0, compensated 1"),
+        ("child a completed, b fails, child a compensated", ""),
+        ("child a compensated", ""),
     ],
 )
-def test_a_report_is_awaited_while_the_child_runs_or_is_undone(events: str, awaited: bool) -> None:
+def test_a_report_is_awaited_if_it_would_change_something(events: str, awaited: str) -> None:
     saga = play(saga_of("a* b"), events).saga
-    assert awaits(saga, Report(ID, "a", 1, ID, SagaState.COMPLETED)) is awaited
-    assert awaits(saga, Report(ID, "a", 2, ID, SagaState.COMPLETED)) is False
+    reports = [Report(ID, "a", 1, ID, state, asked) for state in RESTS for asked in (0, 1)]
+    found = [report for report in reports if awaits(saga, report)]
+    assert ", ".join(f"{report.state} {report.asked}" for report in found) == awaited
+    for report in reports:
+        event = ChildRested(report.step, report.attempt, report.child, report.state, BORN + 9, report.asked)
+        assert awaits(saga, report) is (transition(saga, event).ignored is None)
+        assert awaits(saga, replace(report, attempt=2)) is False
 
 
 @pytest.mark.parametrize("forgotten", ["undo b#2 ok", "undo b#2 busy"])

@@ -1,15 +1,18 @@
 """The language of sagas through an engine: retries, timers, callbacks, children, and what people ask for."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
 import pytest
+from msgspec import Raw
 from msgspec.structs import replace
 
 from saga_amqp import (
     ChildSaga,
     Defer,
+    MemoryTransport,
     Moment,
     Options,
     Point,
@@ -24,7 +27,21 @@ from saga_amqp import (
     StepState,
     when,
 )
-from saga_core import CompensateChild, TokenError, fold
+from saga_core import (
+    ChildRested,
+    Command,
+    CompensateChild,
+    CompensationFailed,
+    CompensationRequested,
+    Event,
+    Failure,
+    StepFailed,
+    StepSucceeded,
+    TokenError,
+    Transition,
+    fold,
+    transition,
+)
 
 from .world import DEADLINE, Gate, RecordingStore, World, nothing, steps
 
@@ -327,6 +344,42 @@ async def test_a_child_that_was_undone_before_it_was_ordered_to_be_is_not_waited
         saga = await manager.wait(saga.id)
     assert saga.is_compensated
     world.assert_queues_are_empty()
+
+
+async def test_a_report_is_not_taken_for_an_old_one_by_an_engine_that_has_fallen_behind(world: World) -> None:
+    """It remembers a parent that waits for the end of its child. Others have since ordered the child to be undone."""
+    inside = Gate()
+    world.replace("do.b", inside)
+
+    async def elsewhere(saga_id: str, *events: Event) -> Sequence[Command]:
+        answer = Transition(await world.store.load(saga_id))
+        for event in events:
+            answer = transition(answer.saga, event)
+            await world.store.commit(answer.saga, event)
+        return answer.commands
+
+    async with world.running() as manager, MemoryTransport(world.broker) as broker:
+        saga = await manager.start("order", family(compensation_retry=ONCE))
+        await inside.until_running(1)
+        (child,) = [one for one in await world.all_sagas() if one.id != saga.id]
+        at, broken = child.updated_at, Failure("broken", "for good")
+        await elsewhere(
+            saga.id,
+            ChildRested("ship", 1, child.id, SagaState.COMPLETED, at),
+            StepFailed("c", 1, broken, at),
+        )
+        (report,) = await elsewhere(
+            child.id,
+            StepSucceeded("b", 1, Raw(b"{}"), at),
+            CompensationRequested("ordered", at, attempt=1),
+            CompensationFailed("b", 1, broken, at),
+        )
+        await broker.publish(world.config().message(report), lambda error: None)
+        saga = await manager.wait(saga.id)
+        inside.released.set()
+    assert saga.is_failed
+    assert saga.steps[1].error is not None
+    assert saga.steps[1].error.code == "child_failed"
 
 
 async def test_what_people_ask_for_is_done_or_refused(world: World) -> None:
