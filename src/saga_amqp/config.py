@@ -149,11 +149,8 @@ class Config:
 
     def topology(self) -> Topology:
         """Return what has to exist on the broker."""
-        exchange, orchestrator, dead = (
-            self.exchange,
-            self.orchestrator,
-            self.on_broker(self.dead_letter_queue),
-        )
+        exchange, orchestrator = self.exchange, self.orchestrator
+        dead = self.on_broker(self.dead_letter_queue)
 
         def queue(name: str, dead_letter: str | None, limit: int, *patterns: str) -> Queue:
             bindings = tuple((exchange, pattern) for pattern in patterns)

@@ -3,16 +3,13 @@
 import logging
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import anyio
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Commit, Delivery, Message
-from saga_amqp.deciding import decide
 from saga_amqp.errors import PublishError, SagaExistsError, SagaNotFoundError
 from saga_amqp.handling import run_handler
-from saga_amqp.observer import Point
 from saga_amqp.outgoing import Outgoing
 from saga_amqp.patience import PatientStore
 from saga_amqp.poison import Poison, Reason
@@ -234,12 +231,7 @@ class Orchestrator:
         return consequences(origin, events, command)
 
     async def _commit(self, saga: Saga, event: Event, command: Carried) -> Outcome:
-        committing = partial(self._config.observe, Point.COMMITTING, saga.id, command)
-        outcome = await decide(self._store, saga, event, committing=committing)
-        self.remember(outcome)
-        if outcome.ignored is None:
-            self._config.observe(Point.COMMITTED, saga.id, command)
-        return outcome
+        return await self.outgoing.commit(self._store, saga, event, command)
 
     async def _start_child(self, parent: Saga, command: StartChild) -> Outcome:
         if awaits(parent, command):

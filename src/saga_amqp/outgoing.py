@@ -86,13 +86,29 @@ class Outgoing:
 
         Raises: SagaNotFoundError, StoreError, TransportError.
         """
+        outcome = await self.commit(store, saga, event, command, note=self.note)
+        if outcome.ignored is None and self._config.publishes(outcome):
+            await self.publish((saga.id, outcome.saga.revision), self._config.messages(outcome))
+        return outcome
+
+    async def commit(
+        self,
+        store: PatientStore | Store,
+        saga: Saga,
+        event: Event,
+        command: Carried | None,
+        *,
+        note: Callable[[Outcome], float | None] = lambda outcome: None,
+    ) -> Outcome:
+        """Commit an event, and tell whoever has to know; see `decide` for `note`.
+
+        Raises: SagaNotFoundError, StoreError.
+        """
         committing = partial(self._config.observe, Point.COMMITTING, saga.id, command)
-        outcome = await decide(store, saga, event, note=self.note, committing=committing)
+        outcome = await decide(store, saga, event, note=note, committing=committing)
         self._committed(outcome)
         if outcome.ignored is None:
             self._config.observe(Point.COMMITTED, saga.id, command)
-            if self._config.publishes(outcome):
-                await self.publish((saga.id, outcome.saga.revision), self._config.messages(outcome))
         return outcome
 
     async def publish(self, commit: Commit, messages: Sequence[Message]) -> None:
@@ -189,12 +205,13 @@ class Outgoing:
     async def _send(self, broker: Reconnecting, messages: Sequence[Message]) -> None:
         done = anyio.Event()
         errors: list[TransportError] = []
-        refused = [poison for message in messages if (poison := oversize(message, self._config))]
-        sent = (
-            [message for message in messages if oversize(message, self._config) is None]
-            if refused
-            else messages
-        )
+        sent: list[Message] = []
+        refused: list[Poison] = []
+        for message in messages:
+            if (poison := oversize(message, self._config)) is None:
+                sent.append(message)
+            else:
+                refused.append(poison)
         left = len(sent)
 
         def settled(message: Message, error: TransportError | None) -> None:

@@ -5,7 +5,6 @@ So it is never gone without a trace, and never blocks the others. What the broke
 because it killed every engine that took it, comes to an orchestrator's queue, whose engine does the same.
 """
 
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
@@ -29,8 +28,6 @@ from saga_core import (
     decode_command,
     undeliverable,
 )
-
-logger = logging.getLogger("saga_amqp.engine")
 
 REASON, ERROR, QUEUE = "x-saga-reason", "x-saga-error", "x-saga-queue"
 """Headers of a dead letter: the reason, the same in words, and the queue that it comes from."""
@@ -158,8 +155,8 @@ def burial(poison: Poison, delivery: Delivery, queue: str, config: Config, at: f
         REASON: poison.reason,
         ERROR: str(poison),
         QUEUE: short(poison.queue or queue),
+        WHEN: int(at),
     }
-    added[WHEN] = int(at)
     deliveries = 1 + letters.given_back(headers)
     if not poison.queue and (deliveries > 1 or not delivery.redelivered):
         added[DELIVERIES] = deliveries
@@ -179,7 +176,7 @@ def short(name: str) -> str:
 
 
 def _is_command(message: Message, config: Config) -> bool:
-    return message.mandatory and message.exchange == config.on_broker(config.saga_exchange)
+    return message.mandatory and message.exchange == config.exchange
 
 
 def _own(headers: Mapping[str, object]) -> dict[str, str | int]:

@@ -49,7 +49,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def publishes_before_it_commits(patch: pytest.MonkeyPatch) -> None:
     """Commands leave before the commit that causes them."""
-    decide = orchestrator.decide
+    decide = outgoing.decide
 
     async def settle(self: Any, command: Any, delivery: Any) -> Any:
         async def early(store: Any, saga: Saga, event: Event, **more: Any) -> Any:
@@ -59,11 +59,11 @@ def publishes_before_it_commits(patch: pytest.MonkeyPatch) -> None:
                 await self.outgoing._send(self.outgoing._broker, messages)
             return await decide(store, saga, event, **more)
 
-        orchestrator.decide = early
+        outgoing.decide = early
         try:
             return await original(self, command, delivery)
         finally:
-            orchestrator.decide = decide
+            outgoing.decide = decide
 
     original = orchestrator.Orchestrator.settle
     patch.setattr(orchestrator.Orchestrator, "settle", settle)
