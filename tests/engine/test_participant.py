@@ -673,12 +673,15 @@ async def test_what_the_broker_takes_from_a_participant_is_told_by_an_orchestrat
     async with two.bound_elsewhere(), two.running() as manager:
         saga = await manager.start("s", [*steps("b"), far("a")])
 
+        rejected = anyio.Event()
+
         def reject(delivery: Any) -> None:
             delivery.reject(requeue=False)
+            rejected.set()
 
         async with MemoryTransport(two.broker) as transport, transport.consume("far.steps", 1, reject):
-            await two.watch.until(Point.HANDLER_ENDED)
-            await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(DEADLINE):
+                await rejected.wait()
         async with two.participating():
             saga = await manager.wait(saga.id)
         await until_buried(manager)
