@@ -25,6 +25,7 @@ from saga_core import (
     failure_event,
     failure_of,
 )
+from saga_core.ids import Origin
 
 logger = logging.getLogger("saga_amqp.engine")
 
@@ -85,4 +86,6 @@ async def run_handler(
 
 async def _call(handler: Handler, saga: Saga, name: str, token: str | None) -> object:
     step: Step[Any] = saga.step(name, handler.input_type)
-    return await handler.function(saga, step if token is None else msgspec.structs.replace(step, token=token))
+    if token is not None:
+        step = msgspec.structs.replace(step, origin=Origin(saga.id, saga.plan.position(name), token=token))
+    return await handler.function(saga, step)

@@ -1,7 +1,7 @@
 """The user's door: start sagas, watch them, undo them, and run the engine that moves them on."""
 
+import os
 import random
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -9,7 +9,6 @@ from typing import Any, Literal, Self
 
 import anyio
 from anyio.abc import TaskStatus
-from ulid import ULID
 
 from saga_amqp.config import Config
 from saga_amqp.connections import Dialect, adapt, adapt_async
@@ -46,15 +45,16 @@ from saga_core import (
     saga_of,
     succeeded,
 )
+from saga_core.ids import ulid
 from saga_core.options import NO_OPTIONS
 
 
 def _new_id() -> str:
-    return str(ULID())
+    return ulid(time.time_ns() // 1_000_000, os.urandom(10))
 
 
 def _new_secret() -> str:
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 class Manager:

@@ -21,8 +21,9 @@ from saga_core.commands import (
 from saga_core.errors import CodecError, SagaError
 from saga_core.events import Event
 from saga_core.graph import CHUNK
+from saga_core.ids import CANONICAL_ULID
 from saga_core.model import Progress, Saga, rebuild
-from saga_core.plan import CANONICAL_ULID, Plan
+from saga_core.plan import Plan
 from saga_core.remote import Work
 from saga_core.states import SagaState
 

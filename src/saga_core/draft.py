@@ -10,9 +10,10 @@ from msgspec import Raw, Struct
 
 from saga_core.commands import Command, Compensate, CompensateChild, Execute, Report, StartChild
 from saga_core.graph import CHUNK
+from saga_core.ids import child_id
 from saga_core.model import Chunks, Progress, Saga, earliest
 from saga_core.payload import EMPTY
-from saga_core.plan import Plan, child_id
+from saga_core.plan import Plan
 from saga_core.states import ENDED_WELL, RESTING, SagaState, StepState
 
 PENDING, STARTED, COMPLETED = StepState.PENDING, StepState.STARTED, StepState.COMPLETED

@@ -12,8 +12,9 @@ from typing import Annotated, cast
 from msgspec import Meta, Raw, Struct
 
 from saga_core.graph import CHUNK
+from saga_core.ids import Origin, token_of
 from saga_core.payload import EMPTY, decode_object, decode_payload
-from saga_core.plan import ChildSaga, Failure, InputT, Plan, Step, step_id, token_digest
+from saga_core.plan import ChildSaga, Failure, InputT, Plan, Step
 from saga_core.states import ENDED_WELL, RESTING, Operation, SagaState, StepState
 
 Count = Annotated[int, Meta(ge=0, lt=2**32)]
@@ -195,13 +196,11 @@ class Saga(Struct, frozen=True, gc=False):
         position = self.plan.position(name)
         record = self.record(position)
         attempt = record.attempt if operation == "execute" else record.compensation_attempt
-        digest = token_digest(self.plan, position, operation, attempt)
-        return f"{self.id}.{position}.{operation}.{attempt}.{digest}"
+        return token_of(Origin(self.plan.id, position, self.plan.secret), operation, attempt)
 
     def _view(self, position: int, input_: InputT) -> "Step[InputT]":
         plan = self.plan.steps[position]
         record = self.record(position)
-        operation: Operation = "execute" if record.compensation_attempt == 0 else "compensate"
         return Step(
             name=plan.name,
             action=plan.action,
@@ -216,14 +215,13 @@ class Saga(Struct, frozen=True, gc=False):
             compensation_timeout=plan.compensation_timeout,
             pivot=plan.pivot,
             child=None if plan.child is None else ChildSaga(plan.child.name, ()),
-            id=step_id(self.id, plan.name),
             state=record.state,
             attempt=record.attempt,
             compensation_attempt=record.compensation_attempt,
             output=decode_object(record.output),
             error=record.error,
             executed_at=record.executed_at,
-            token=self.token(plan.name, operation),
+            origin=Origin(self.plan.id, position, self.plan.secret),
         )
 
 

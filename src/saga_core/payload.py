@@ -22,6 +22,7 @@ DEEPEST = 100
 """How many objects and lists of a payload may lie within each other. Deeper ones could be written, but not read."""
 
 _encode = msgspec.json.Encoder().encode
+_object: msgspec.json.Decoder[dict[str, object]] = msgspec.json.Decoder(dict[str, object])
 
 
 def encode_payload(value: object, what: str) -> Raw:
@@ -43,7 +44,7 @@ def encode_payload(value: object, what: str) -> Raw:
         )
     if raw == b"{}":
         return EMPTY
-    if raw.count(b"{") + raw.count(b"[") > DEEPEST and _depth(raw) > DEEPEST:
+    if len(raw) > 2 * DEEPEST and raw.count(b"{") + raw.count(b"[") > DEEPEST and _depth(raw) > DEEPEST:
         raise PayloadError(f"{what} is nested deeper than {DEEPEST} objects and lists")
     if nonfinite:
         raise PayloadError(f"{what} holds a number that JSON cannot (NaN or infinite)")
@@ -64,7 +65,7 @@ def decode_payload(raw: Raw, type_: type[T], what: str) -> T:
 
 def decode_object(raw: Raw) -> dict[str, object]:
     """Read a payload that `encode_payload` wrote, without a schema."""
-    return msgspec.json.decode(raw, type=dict[str, object])
+    return _object.decode(raw)
 
 
 def _nothing(raw: object) -> None:

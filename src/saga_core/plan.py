@@ -1,6 +1,5 @@
 """How a saga is defined: the steps that users write, and the plan that never changes once the saga exists."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
@@ -12,6 +11,7 @@ from msgspec import Raw, Struct, field, json
 from saga_core.conditions import Condition
 from saga_core.errors import DefinitionError, UnknownStepError
 from saga_core.graph import Graph, build_graph
+from saga_core.ids import CANONICAL_ULID, Origin, child_id, step_id, token_of
 from saga_core.options import NO_OPTIONS, Options, check_seconds, seconds
 from saga_core.payload import EMPTY, encode_payload
 from saga_core.retry import RetryPolicy
@@ -25,12 +25,6 @@ else:
     from typing import TypeVar
 
     InputT = TypeVar("InputT")
-
-CANONICAL_ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
-
-_LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_PAIRS = [first + second for first in _LETTERS for second in _LETTERS]
-"""Crockford's base 32, ten bits at a time."""
 
 DEEPEST_CHILD = 20
 """How many child sagas may lie within each other."""
@@ -71,8 +65,8 @@ class Step(Struct, Generic[InputT], frozen=True, kw_only=True):
       seconds, from the moment the attempt is asked for, whether or not a worker has begun;
     * `pivot`: when this step has ended well, the saga goes forward only.
 
-    The other fields tell what has become of it. Times are seconds since 1970, UTC. `output` is what the action
-    returned, empty until then. `token` completes a deferred step from outside.
+    The other fields tell what has become of it, once it belongs to a saga. Times are seconds since 1970, UTC. `output`
+    is what the action returned, empty until then.
     """
 
     name: str
@@ -88,14 +82,28 @@ class Step(Struct, Generic[InputT], frozen=True, kw_only=True):
     compensation_timeout: float | None = None
     pivot: bool = False
     child: ChildSaga | None = None
-    id: str = ""
     state: StepState = StepState.PENDING
     attempt: int = 0
     compensation_attempt: int = 0
     output: dict[str, object] = {}
     error: Failure | None = None
     executed_at: float | None = None
-    token: str = ""
+    origin: Origin | None = None
+
+    @property
+    def id(self) -> str:
+        """The step's ULID; empty before it belongs to a saga."""
+        return "" if self.origin is None else step_id(self.origin.saga, self.name)
+
+    @property
+    def token(self) -> str:
+        """What brings the result of its present attempt from outside, should it be deferred; empty until then."""
+        origin = self.origin
+        if origin is None or origin.token:
+            return "" if origin is None else origin.token
+        if self.compensation_attempt:
+            return token_of(origin, "compensate", self.compensation_attempt)
+        return token_of(origin, "execute", self.attempt)
 
     def idempotency_key(self, operation: Operation = "execute") -> str:
         """Return a key to hand to outside services: the same over all attempts and redeliveries of this step."""
@@ -205,7 +213,7 @@ def plan_saga(
 
     Raises: DefinitionError, PayloadError; both name the saga and the step.
     """
-    planned = _plan_steps(name, steps, 0)
+    planned, graph = _plan_steps(name, steps, 0)
     where = f"Saga {name!r}"
     if not isinstance(cast("object", id), str) or CANONICAL_ULID.fullmatch(id) is None:
         raise DefinitionError(f"{where}: the id {id!r} is not a ULID, in capitals")
@@ -213,6 +221,7 @@ def plan_saga(
         raise DefinitionError(f"{where} cannot begin at {at}; give seconds since 1970")
     raw = encode_payload(context, f"{where}: the context")
     plan = Plan(id, name, planned, raw, float(at), options, None, secret)
+    plan.__dict__["graph"] = graph
     try:
         json.encode(plan)
     except UnicodeEncodeError as error:
@@ -237,27 +246,7 @@ def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
     )
 
 
-def step_id(saga_id: str, name: str) -> str:
-    """Derive a step's ULID from its saga's and its name: nothing to store, and the same on every machine.
-
-    Counting up from the saga's id would not do: ULIDs made within one millisecond count up too, and the steps of
-    two sagas would share their ids, and so their idempotency keys.
-    """
-    return _derived_id(saga_id, name.encode())
-
-
-def child_id(saga_id: str, position: int, attempt: int) -> str:
-    """Derive the ULID of the child saga that an attempt of a step starts. No name has the zeros that begin this one."""
-    return _derived_id(saga_id, position.to_bytes(4, "big") + attempt.to_bytes(4, "big"))
-
-
-def token_digest(plan: Plan, position: int, operation: Operation, attempt: int) -> str:
-    """Return the part of a token that nobody can guess who does not know the plan's secret."""
-    what = f"{plan.id}/{position}/{operation}/{attempt}".encode()
-    return blake2b(what, key=plan.secret.encode()[:64], digest_size=16).hexdigest()
-
-
-def _plan_steps(name: str, steps: "Sequence[Step[Any]]", depth: int) -> tuple[StepPlan, ...]:
+def _plan_steps(name: str, steps: "Sequence[Step[Any]]", depth: int) -> tuple[tuple[StepPlan, ...], Graph]:
     where = f"Saga {name!r}"
     if not _usable(name):
         raise DefinitionError(f"A saga needs a name, not {name!r}")
@@ -272,9 +261,8 @@ def _plan_steps(name: str, steps: "Sequence[Step[Any]]", depth: int) -> tuple[St
         if step.name in seen:
             raise DefinitionError(f"{where} has two steps named {step.name!r}; names must differ")
         seen.add(step.name)
-    planned = tuple(_plan_step(where, step, depth) for step in steps)
-    _graph(planned, name)
-    return planned
+    planned = tuple([_plan_step(where, step, depth) for step in steps])
+    return planned, _graph(planned, name)
 
 
 def _plan_step(where: str, step: "Step[Any]", depth: int) -> StepPlan:
@@ -302,7 +290,7 @@ def _plan_child(child: ChildSaga, depth: int) -> ChildPlan:
         )
     return ChildPlan(
         child.name,
-        _plan_steps(child.name, child.steps, depth),
+        _plan_steps(child.name, child.steps, depth)[0],
         child.context is None,
         encode_payload(child.context, f"Saga {child.name!r}: the context"),
         child.options,
@@ -329,12 +317,13 @@ def _check_step(where: str, place: int, step: "Step[Any]") -> None:
         raise DefinitionError(
             f"{where} starts a child saga, so it has no action, compensation or retry policy: the child has its own"
         )
-    check_seconds(
-        where,
-        timeout=step.timeout,
-        total_timeout=step.total_timeout,
-        compensation_timeout=step.compensation_timeout,
-    )
+    if not (step.timeout is step.total_timeout is step.compensation_timeout is None):
+        check_seconds(
+            where,
+            timeout=step.timeout,
+            total_timeout=step.total_timeout,
+            compensation_timeout=step.compensation_timeout,
+        )
 
 
 def _graph(steps: Sequence[StepPlan], name: str) -> Graph:
@@ -368,9 +357,3 @@ def _usable(name: object) -> bool:
 def _check_length(name: str, what: str) -> None:
     if len(name.encode(errors="replace")) > LONGEST_NAME:
         raise DefinitionError(f"{what} is longer than {LONGEST_NAME} bytes")
-
-
-def _derived_id(saga_id: str, what: bytes) -> str:
-    """Return a ULID with the time of the saga's, its first ten letters, and a digest in the place of chance."""
-    chance = int.from_bytes(blake2b(saga_id.encode() + what, digest_size=10).digest(), "big")
-    return saga_id[:10] + "".join([_PAIRS[chance >> shift & 1023] for shift in range(70, -1, -10)])

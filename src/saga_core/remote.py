@@ -24,10 +24,11 @@ from saga_core.events import (
 )
 from saga_core.graph import CHUNK
 from saga_core.handlers import LONGEST_MESSAGE
+from saga_core.ids import step_id
 from saga_core.model import Progress, Saga, rebuild
 from saga_core.options import Options
 from saga_core.payload import EMPTY, decode_payload, encode_payload
-from saga_core.plan import Failure, Plan, StepPlan, step_id
+from saga_core.plan import Failure, Plan, StepPlan
 from saga_core.states import Operation, SagaState, StepState
 
 NOTHING = Raw(b"null")

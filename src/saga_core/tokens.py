@@ -10,9 +10,10 @@ from msgspec import Raw, Struct
 
 from saga_core.errors import TokenError
 from saga_core.events import CompensationFailed, CompensationSucceeded, StepFailed, StepSucceeded
+from saga_core.ids import CANONICAL_ULID, Origin, token_of
 from saga_core.model import Saga
 from saga_core.payload import EMPTY
-from saga_core.plan import CANONICAL_ULID, Failure, token_digest
+from saga_core.plan import Failure
 from saga_core.states import Operation
 
 _OPERATIONS: dict[str, Operation] = {"execute": "execute", "compensate": "compensate"}
@@ -45,14 +46,14 @@ def redeem(saga: Saga, token: str) -> Callback:
     """
     error = TokenError(f"This token does not belong to a step of saga {saga.id}")
     try:
-        saga_id, position_text, what, attempt_text, digest = token.split(".")
-        position, attempt, proof = int(position_text), int(attempt_text), digest.encode()
+        saga_id, position_text, what, attempt_text, _ = token.split(".")
+        position, attempt, proof = int(position_text), int(attempt_text), token.encode()
     except ValueError:
         raise error from None
     operation = _OPERATIONS.get(what)
     if saga_id != saga.id or not 0 <= position < len(saga.plan.steps) or operation is None:
         raise error
-    wanted = token_digest(saga.plan, position, operation, attempt)
+    wanted = token_of(Origin(saga_id, position, saga.plan.secret), operation, attempt)
     if not compare_digest(wanted.encode(), proof):
         raise error
     return Callback(saga_id, saga.plan.steps[position].name, operation, attempt)

@@ -29,7 +29,7 @@ from saga_core import (
     encode_payload,
     outstanding,
 )
-from saga_core.plan import step_id
+from saga_core.ids import step_id
 
 
 class ReferenceStore:

@@ -26,9 +26,10 @@ from saga_core.events import (
     SuspendRequested,
     TimePassed,
 )
+from saga_core.ids import child_id
 from saga_core.model import Progress, Saga
 from saga_core.payload import EMPTY
-from saga_core.plan import Failure, child_id
+from saga_core.plan import Failure
 from saga_core.states import SagaState, StepState
 from saga_core.testing.definitions import TranscriptError, name_of, number_text, quoted, tokens_of
 from saga_core.testing.world import REASON, Happening, World
