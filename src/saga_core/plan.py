@@ -221,7 +221,7 @@ def plan_saga(
         raise DefinitionError(f"{where} cannot begin at {at}; give seconds since 1970")
     raw = encode_payload(context, f"{where}: the context")
     plan = Plan(id, name, planned, raw, float(at), options, None, secret)
-    plan.__dict__["graph"] = graph
+    vars(plan)["graph"] = graph
     try:
         json.encode(plan)
     except UnicodeEncodeError as error:
