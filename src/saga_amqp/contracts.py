@@ -153,7 +153,7 @@ class Store(Protocol):
         ...
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One message to publish: persistent, JSON.
 
     `id` is the AMQP message id, at most 255 bytes of UTF-8 as are exchange, routing key and type. A `mandatory` one

@@ -44,7 +44,9 @@ class InHand:
         self._engine = engine
         self.intake = intake
         self.deliveries = [delivery]
-        self.command, self.poison, self.given_back = examined
+        self.command = examined.command
+        self.poison = examined.poison
+        self.given_back = examined.given_back
         self.key = key
         self.unconfirmed = 0
         self.pauses: Iterator[float] | None = None

@@ -8,7 +8,8 @@ because it killed every engine that took it, comes to an orchestrator's queue, w
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from saga_amqp.config import Config
 from saga_amqp.contracts import Delivery, Message
@@ -87,7 +88,7 @@ class Poison(SagaError):
         return undeliverable(self.about, Failure(self.reason, str(self)), at, unknown=self.unknown)
 
 
-class Examined(NamedTuple):
+class Examined(Struct, frozen=True):
     """What a message carries, if that can be read; why it cannot be handled, if it cannot; how often it came back."""
 
     command: Carried | None
@@ -97,11 +98,12 @@ class Examined(NamedTuple):
 
 def examine(delivery: Delivery, queue: str, config: Config) -> Examined:
     """Read a message from a queue, and find what can be known to be wrong with it before anybody handles it."""
-    command, poison, _ = _read(delivery.body, config)
-    about = command if poison is None else poison.about
+    read = _read(delivery.body, config)
     for_orchestrators = queue == config.orchestrator
     if not (for_orchestrators or delivery.redelivered):
-        return Examined(command, poison)
+        return read
+    command, poison = read.command, read.poison
+    about = command if poison is None else poison.about
     try:
         headers = delivery.headers
     except FrameError as error:

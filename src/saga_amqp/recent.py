@@ -7,7 +7,8 @@ forgotten; or if a sweep takes them for lost, which waits for longer than anythi
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from saga_core import Carried, Compensate, Execute, Outcome, Saga, awaits
 
@@ -15,7 +16,7 @@ FRESH = 1.0
 """Seconds for which a saga is remembered."""
 
 
-class _Left(NamedTuple):
+class _Left(Struct, frozen=True, gc=False):
     at: float
     line: int
     saga: Saga

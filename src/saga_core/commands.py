@@ -96,7 +96,7 @@ Carried = Command | Reply
 """What the messages on the queues carry."""
 
 
-class StateChanged(Struct, frozen=True):
+class StateChanged(Struct, frozen=True, gc=False):
     """Tell whoever listens that a saga has come to a state, with its `revision` and the moment, seconds since 1970."""
 
     saga: str

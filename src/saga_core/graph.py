@@ -30,7 +30,7 @@ class Handover(Struct, frozen=True, gc=False):
     place: int
 
 
-class Graph(Struct, frozen=True):
+class Graph(Struct, frozen=True, gc=False):
     """Dependencies by position. A mask is an int with one bit per position, the lowest for the first step.
 
     `positions` gives a step's place by its name, and `bits` the mask of each step alone. `masks` are the dependencies

@@ -1,7 +1,8 @@
 """What a saga's history tells: the state it leads to, and what one message of the past has caused."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from saga_core.commands import Carried, Command, Compensate, Execute, Reply, Report, StateChanged
 from saga_core.events import (
@@ -29,7 +30,7 @@ def fold(origin: Saga, history: Iterable[Event]) -> Saga:
     return saga
 
 
-class Outcome(NamedTuple):
+class Outcome(Struct, frozen=True, gc=False):
     """What a commit has caused: the saga as it stands by now, the commands that are still outstanding, and the news.
 
     The news is there where the commit brought the saga to another state, or made it. Where an event was ignored, there
@@ -61,7 +62,7 @@ def consequences(origin: Saga, history: Iterable[Event], command: Carried) -> Ou
     Whoever committed the result may have died before publishing that. Publishing it again is harmless: at worst
     it is a duplicate. Nothing when the result was never committed.
     """
-    return _caused(origin, history, (), None, lambda saga, event: _answers(event, command))
+    return _caused(origin, history, Outcome(origin), lambda saga, event: _answers(event, command))
 
 
 def caused_by(origin: Saga, history: Iterable[Event], revision: int) -> Outcome:
@@ -69,18 +70,17 @@ def caused_by(origin: Saga, history: Iterable[Event], revision: int) -> Outcome:
 
     Revision 0 is the saga's creation. Nothing when there is no such revision.
     """
-    _, commands, told, _ = created(origin) if revision == 0 else Outcome(origin)
-    return _caused(origin, history, commands, told, lambda saga, event: saga.revision == revision)
+    first = created(origin) if revision == 0 else Outcome(origin)
+    return _caused(origin, history, first, lambda saga, event: saga.revision == revision)
 
 
 def _caused(
     origin: Saga,
     history: Iterable[Event],
-    commands: tuple[Command, ...],
-    told: StateChanged | None,
+    first: Outcome,
     is_it: Callable[[Saga, Event], bool],
 ) -> Outcome:
-    saga = origin
+    saga, commands, told = origin, first.commands, first.news
     for event in history:
         before = saga
         answer = transition(before, event)

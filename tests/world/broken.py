@@ -244,7 +244,7 @@ def starts_children_without_publishing(patch: pytest.MonkeyPatch) -> None:
         except saga_core.SagaError:
             there = False
         outcome: Outcome = await original(self, parent, command)
-        return outcome._replace(commands=()) if there else outcome
+        return replace(outcome, commands=()) if there else outcome
 
     original = orchestrator.Orchestrator._start_child
     patch.setattr(orchestrator.Orchestrator, "_start_child", start)

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+from msgspec import Struct
 
 from saga_amqp.contracts import EVERYTHING, Commit, Page, Query
 from saga_amqp.errors import ConflictError, SagaExistsError, SagaNotFoundError
@@ -22,6 +23,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
+        self._awaited: dict[str, anyio.Event] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._unpublished: dict[Commit, float] = {}
         self._hinted: anyio.Event | None = None
@@ -44,7 +46,7 @@ class MemoryStore:
             raise SagaExistsError(
                 f"Saga {saga.id} is in the store already; every start needs an id of its own"
             )
-        self._rows[saga.id] = _Row(saga)
+        self._rows[saga.id] = _Row(saga, saga, wake_at(saga), [])
         if key is not None:
             self._keys[saga.name, key] = saga.id
         if unpublished is not None:
@@ -66,9 +68,8 @@ class MemoryStore:
         row.events.append(event)
         if unpublished is not None:
             self._unpublished[saga.id, saga.revision] = unpublished
-        if row.changed is not None and saga.at_rest:
-            row.changed.set()
-            row.changed = None
+        if saga.at_rest:
+            self._wake(saga.id)
 
     async def delete(self, saga_id: str, *, revision: int | None = None) -> None:
         """Forget a saga and its history. Raises: ConflictError."""
@@ -83,8 +84,7 @@ class MemoryStore:
         if row.saga.plan.options.key is not None:
             del self._keys[row.saga.name, row.saga.plan.options.key]
         await self.mark_published([one for one in self._unpublished if one[0] == saga_id])
-        if row.changed is not None:
-            row.changed.set()
+        self._wake(saga_id)
 
     async def find(self, query: Query = EVERYTHING, *, limit: int = 100, cursor: str | None = None) -> Page:
         """Return the sagas that a query finds, oldest first. Raises: StoreError for a cursor that is none."""
@@ -109,11 +109,12 @@ class MemoryStore:
 
     async def rested(self, saga_id: str) -> Saga:
         """Wait until the saga rests. Raises: SagaNotFoundError."""
-        while not (row := self._row(saga_id)).saga.at_rest:
-            if row.changed is None:
-                row.changed = anyio.Event()
-            await row.changed.wait()
-        return row.saga
+        while not (saga := self._row(saga_id).saga).at_rest:
+            awaited = self._awaited.get(saga_id)
+            if awaited is None:
+                awaited = self._awaited[saga_id] = anyio.Event()
+            await awaited.wait()
+        return saga
 
     async def claim_due(self, before: float, until: float, limit: int) -> Sequence[str]:
         """Return the ids of sagas that are due, and put them off."""
@@ -150,6 +151,11 @@ class MemoryStore:
             self._hinted.set()
             self._hinted = None
 
+    def _wake(self, saga_id: str) -> None:
+        """Wake who waits for a saga to rest."""
+        if (awaited := self._awaited.pop(saga_id, None)) is not None:
+            awaited.set()
+
     def _row(self, saga_id: str) -> "_Row":
         try:
             return self._rows[saga_id]
@@ -157,12 +163,8 @@ class MemoryStore:
             raise SagaNotFoundError(f"No saga {saga_id!r} is in the store") from None
 
 
-class _Row:
-    __slots__ = ("changed", "events", "origin", "saga", "wake_at")
-
-    def __init__(self, saga: Saga) -> None:
-        self.origin = saga
-        self.saga = saga
-        self.wake_at = wake_at(saga)
-        self.events: list[Event] = []
-        self.changed: anyio.Event | None = None
+class _Row(Struct, gc=False):
+    origin: Saga
+    saga: Saga
+    wake_at: float | None
+    events: list[Event]
