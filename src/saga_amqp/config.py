@@ -9,6 +9,7 @@ from saga_amqp.handlers import CompensationHandler, Registry, StepHandler, colle
 from saga_amqp.observer import Moment, Observer, Point
 from saga_amqp.patterns import matches
 from saga_core import (
+    WITH_HANDLER,
     Carried,
     Compensate,
     CompensateChild,
@@ -174,22 +175,16 @@ class Config:
     def message(self, command: Carried, saga: Saga | None = None) -> Message:
         """Return the message that carries a command; where a participant handles it, with what it needs of the saga."""
         operation = OPERATIONS[type(command)]
-        key, what, work = operation, operation, None
-        if isinstance(command, Execute | Compensate):
+        id, key, work = f"{command.saga}.{command.step}.{operation}.{command.attempt}", operation, None
+        if isinstance(command, WITH_HANDLER):
             key = f"{operation}.{command.action}"
             if saga is not None and self.handler(command) is None:
                 work, command = work_of(saga, command), within_the_sagas_time(saga, command)
         elif isinstance(command, Reply):
-            what = f"{command.of}.{operation}"
-        id = f"{command.saga}.{command.step}.{what}.{command.attempt}"
-        return Message(
-            self.exchange,
-            key,
-            encode_command(command, work),
-            # A reply repeats the names that came, and they may be anybody's.
-            id.encode()[:255].decode(errors="ignore"),
-            f"saga.step.{operation}",
-        )
+            # It repeats the names that came, and they may be anybody's.
+            id = f"{command.saga}.{command.step}.{command.of}.{operation}.{command.attempt}"
+            id = id.encode()[:255].decode(errors="ignore")
+        return Message(self.exchange, key, encode_command(command, work), id, f"saga.step.{operation}")
 
     def messages(self, outcome: Outcome) -> list[Message]:
         """Return the messages that carry what a commit has caused."""

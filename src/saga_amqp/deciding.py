@@ -16,8 +16,8 @@ async def decide(
     saga: Saga,
     event: Event,
     *,
-    note: Callable[[Outcome], float | None] = lambda outcome: None,
-    committing: Callable[[], None] = lambda: None,
+    note: Callable[[Outcome], float | None] | None = None,
+    committing: Callable[[], None] | None = None,
 ) -> Outcome:
     """Apply an event and commit it; where somebody else was first, decide anew on what they left.
 
@@ -31,9 +31,10 @@ async def decide(
             logger.debug("Ignored: %s", answer.ignored)
             return Outcome(saga, ignored=answer.ignored)
         outcome = Outcome(answer.saga, answer.commands, news(saga, answer.saga))
-        committing()
+        if committing is not None:
+            committing()
         try:
-            await store.commit(answer.saga, event, unpublished=note(outcome))
+            await store.commit(answer.saga, event, unpublished=None if note is None else note(outcome))
         except ConflictError:
             saga = await store.load(saga.id)
         else:

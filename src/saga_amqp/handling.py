@@ -1,7 +1,7 @@
 """Running one handler for one attempt, and what its answer, its failure or its silence becomes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -84,8 +84,8 @@ async def run_handler(
     return event
 
 
-async def _call(handler: Handler, saga: Saga, name: str, token: str | None) -> object:
+def _call(handler: Handler, saga: Saga, name: str, token: str | None) -> Awaitable[object]:
     step: Step[Any] = saga.step(name, handler.input_type)
     if token is not None:
         step = msgspec.structs.replace(step, origin=Origin(saga.id, saga.plan.position(name), token=token))
-    return await handler.function(saga, step)
+    return handler.function(saga, step)

@@ -56,8 +56,8 @@ class InHand:
 
     def observe(self, point: Point) -> None:
         """Tell the observer, if the message is one that can be told of."""
-        if self.command is not None:
-            self._engine.config.observe(point, self.command.saga, self.command)
+        if (config := self._engine.config).observer is not None and self.command is not None:
+            config.observe(point, self.command.saga, self.command)
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Publish what the message has caused; when the broker has confirmed all of it, it is acknowledged."""

@@ -1,7 +1,7 @@
 """The duty of an engine that has a store: handlers run and results committed, children, replies, timers, recovery."""
 
 import logging
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 
 import anyio
@@ -18,6 +18,7 @@ from saga_amqp.reconnecting import Reconnecting
 from saga_amqp.stores.looking import RUNNING
 from saga_amqp.sweep import Sweep
 from saga_core import (
+    WITH_HANDLER,
     CancelRequested,
     Carried,
     ChildRested,
@@ -28,7 +29,6 @@ from saga_core import (
     Execute,
     Outcome,
     Reply,
-    Report,
     Saga,
     SagaError,
     StartChild,
@@ -80,9 +80,10 @@ class Orchestrator:
 
     def remember(self, outcome: Outcome) -> None:
         """Remember a commit, for the next message about its saga, and its timers."""
-        self.hold(outcome.saga)
-        if self._sweep is not None and outcome.ignored is None:
-            self._recent.keep(outcome)
+        if self._sweep is not None:
+            self._sweep.timers.hold(outcome.saga)
+            if outcome.ignored is None:
+                self._recent.keep(outcome)
 
     async def attend(self, fail: Callable[[Exception], None]) -> None:
         """Sweep the store, while an engine runs. For ever."""
@@ -191,7 +192,11 @@ class Orchestrator:
             )
 
     async def _settle(self, command: Carried, redelivered: bool) -> Outcome:
-        saga = await self._load(command, redelivered)
+        if redelivered:
+            self._recent.forget(command.saga)
+        if isinstance(command, WITH_HANDLER):
+            return await self._execute(command)
+        saga = await self._load(command)
         if isinstance(command, StartChild):
             return await self._start_child(saga, command)
         if isinstance(command, CompensateChild):
@@ -200,23 +205,26 @@ class Orchestrator:
             return await self._bring(saga, event_of(command, self._clock()), command)
         if not awaits(saga, command):
             return await self._caused(command)
-        if isinstance(command, Report):
-            event: Event = ChildRested(
-                command.step, command.attempt, command.child, command.state, self._clock(), command.asked
-            )
-        else:
-            event = await run_handler(self._config, self._clock, saga, command)
+        event = ChildRested(
+            command.step, command.attempt, command.child, command.state, self._clock(), command.asked
+        )
+        return await self._bring(saga, event, command)
+
+    async def _execute(self, command: Execute | Compensate) -> Outcome:
+        """Run a handler, unless its result is not awaited any more, and commit what it brings."""
+        saga = self._recent.find(command)
+        if saga is None:
+            saga = await self._load(command)
+            if not awaits(saga, command):
+                return await self._caused(command)
+        event = await run_handler(self._config, self._clock, saga, command)
         if isinstance(event, TimePassed):
             # Another delivery may have brought a result before, and its engine may have died before it published.
             await self._apply(saga, event, command)
             return await self._caused(command)
         return await self._bring(saga, event, command)
 
-    async def _load(self, command: Carried, redelivered: bool) -> Saga:
-        if redelivered:
-            self._recent.forget(command.saga)
-        elif isinstance(command, Execute | Compensate) and (known := self._recent.find(command)) is not None:
-            return known
+    async def _load(self, command: Carried) -> Saga:
         saga = await self._store.load(command.saga)
         self.hold(saga)
         return saga
@@ -230,8 +238,8 @@ class Orchestrator:
         origin, events = await self._store.history(command.saga)
         return consequences(origin, events, command)
 
-    async def _commit(self, saga: Saga, event: Event, command: Carried) -> Outcome:
-        return await self.outgoing.commit(self._store, saga, event, command)
+    def _commit(self, saga: Saga, event: Event, command: Carried) -> Awaitable[Outcome]:
+        return self.outgoing.commit(self._store, saga, event, command)
 
     async def _start_child(self, parent: Saga, command: StartChild) -> Outcome:
         if awaits(parent, command):

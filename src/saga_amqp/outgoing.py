@@ -98,16 +98,17 @@ class Outgoing:
         event: Event,
         command: Carried | None,
         *,
-        note: Callable[[Outcome], float | None] = lambda outcome: None,
+        note: Callable[[Outcome], float | None] | None = None,
     ) -> Outcome:
         """Commit an event, and tell whoever has to know; see `decide` for `note`.
 
         Raises: SagaNotFoundError, StoreError.
         """
-        committing = partial(self._config.observe, Point.COMMITTING, saga.id, command)
+        observed = self._config.observer is not None
+        committing = partial(self._config.observe, Point.COMMITTING, saga.id, command) if observed else None
         outcome = await decide(store, saga, event, note=note, committing=committing)
         self._committed(outcome)
-        if outcome.ignored is None:
+        if observed and outcome.ignored is None:
             self._config.observe(Point.COMMITTED, saga.id, command)
         return outcome
 

@@ -17,11 +17,10 @@ from saga_amqp.lifecycle import Lifecycle
 from saga_amqp.poison import Poison, Reason
 from saga_amqp.reconnecting import Reconnecting
 from saga_core import (
+    WITH_HANDLER,
     Carried,
     CodecError,
-    Compensate,
     DefinitionError,
-    Execute,
     TimePassed,
     decode_work,
     reply_of,
@@ -103,7 +102,7 @@ class _Participation:
         self._clock = clock
 
     async def settle(self, command: Carried, delivery: Delivery) -> Sequence[Message]:
-        if not isinstance(command, Execute | Compensate):
+        if not isinstance(command, WITH_HANDLER):
             raise Poison(Reason.UNDECODABLE, "This is for an orchestrator, not for a participant", None)
         if command.deadline is not None and self._clock() >= command.deadline:
             # Whoever asks has given it up, and may be undoing it already.
@@ -121,7 +120,7 @@ class _Participation:
 
     async def give_up(self, poison: Poison) -> Sequence[Message]:
         command = poison.about
-        if not isinstance(command, Execute | Compensate):
+        if not isinstance(command, WITH_HANDLER):
             return ()
         event = poison.event(self._clock())
         return () if event is None else [self._config.message(reply_of(command, event))]

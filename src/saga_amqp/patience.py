@@ -44,43 +44,41 @@ class PatientStore:
         """Whether a call waits for the store."""
         return self._waiting > 0
 
-    async def create(self, saga: Saga, *, unpublished: float | None = None) -> Saga:
+    def create(self, saga: Saga, *, unpublished: float | None = None) -> Awaitable[Saga]:
         """See `contracts.Store.create`."""
-        return await self._call("create a saga", self._store.create, saga, unpublished=unpublished)
+        return self._call("create a saga", self._store.create, saga, unpublished=unpublished)
 
-    async def load(self, saga_id: str) -> Saga:
+    def load(self, saga_id: str) -> Awaitable[Saga]:
         """See `contracts.Store.load`."""
-        return await self._call("load a saga", self._store.load, saga_id)
+        return self._call("load a saga", self._store.load, saga_id)
 
-    async def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> None:
+    def commit(self, saga: Saga, event: Event, *, unpublished: float | None = None) -> Awaitable[None]:
         """See `contracts.Store.commit`."""
-        await self._call("commit", self._store.commit, saga, event, unpublished=unpublished)
+        return self._call("commit", self._store.commit, saga, event, unpublished=unpublished)
 
-    async def find(self, query: Query, cursor: str | None) -> Page:
+    def find(self, query: Query, cursor: str | None) -> Awaitable[Page]:
         """See `contracts.Store.find`."""
-        return await self._call("look for sagas", self._store.find, query, cursor=cursor)
+        return self._call("look for sagas", self._store.find, query, cursor=cursor)
 
-    async def history(self, saga_id: str) -> tuple[Saga, Sequence[Event]]:
+    def history(self, saga_id: str) -> Awaitable[tuple[Saga, Sequence[Event]]]:
         """See `contracts.Store.history`."""
-        return await self._call("read a history", self._store.history, saga_id)
+        return self._call("read a history", self._store.history, saga_id)
 
-    async def claim_due(self, before: float, until: float, limit: int) -> Sequence[str]:
+    def claim_due(self, before: float, until: float, limit: int) -> Awaitable[Sequence[str]]:
         """See `contracts.Store.claim_due`."""
-        return await self._call("look for timers", self._store.claim_due, before, until, limit)
+        return self._call("look for timers", self._store.claim_due, before, until, limit)
 
-    async def claim_unpublished(self, before: float, until: float, limit: int) -> Sequence[Commit]:
+    def claim_unpublished(self, before: float, until: float, limit: int) -> Awaitable[Sequence[Commit]]:
         """See `contracts.Store.claim_unpublished`."""
-        return await self._call(
-            "look for unpublished commits", self._store.claim_unpublished, before, until, limit
-        )
+        return self._call("look for unpublished commits", self._store.claim_unpublished, before, until, limit)
 
-    async def mark_published(self, commits: Collection[Commit]) -> None:
+    def mark_published(self, commits: Collection[Commit]) -> Awaitable[None]:
         """See `contracts.Store.mark_published`."""
-        await self._call("mark published commits", self._store.mark_published, commits)
+        return self._call("mark published commits", self._store.mark_published, commits)
 
-    async def hinted(self) -> None:
+    def hinted(self) -> Awaitable[None]:
         """See `contracts.Store.hinted`."""
-        await self._call("listen", self._store.hinted)
+        return self._call("listen", self._store.hinted)
 
     def hint(self) -> None:
         """See `contracts.Store.hint`."""

@@ -16,11 +16,10 @@ from saga_amqp.contracts import Delivery, Message
 from saga_amqp.errors import FrameError, UnroutableError
 from saga_amqp.transports import letters
 from saga_core import (
+    WITH_HANDLER,
     Carried,
     CodecError,
-    Compensate,
     Event,
-    Execute,
     Failure,
     Reply,
     SagaError,
@@ -129,7 +128,7 @@ def unroutable(message: Message, error: UnroutableError, config: Config) -> Pois
     if not _is_command(message, config):
         return None
     command = decode_command(message.body)
-    if not isinstance(command, Execute | Compensate) or config.handler(command) is not None:
+    if not isinstance(command, WITH_HANDLER) or config.handler(command) is not None:
         return None
     text = f"No service has a queue for {message.routing_key!r}; was it ever started? {error}"
     return Poison(Reason.UNROUTABLE, text, command, unknown=False)

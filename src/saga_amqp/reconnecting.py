@@ -6,7 +6,7 @@ not acknowledged is delivered again. Both are the engine's daily bread.
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 from anyio.abc import TaskGroup
@@ -99,12 +99,12 @@ class Reconnecting:
             self._noticed = anyio.Event()
             await self._noticed.wait()
 
-    async def publish(self, message: Message, settled: Settled) -> None:
+    def publish(self, message: Message, settled: Settled) -> Awaitable[None]:
         """Send a message over the connection that there is now; see `contracts.Transport.publish`.
 
         Raises: ConnectionLostError, also while there is none; TransportClosedError.
         """
-        await self._open().publish(message, settled)
+        return self._open().publish(message, settled)
 
     async def _declare(self, transport: Transport) -> None:
         # Noted before anything is made: once it is there, nobody can tell that it was missing.

@@ -12,6 +12,7 @@ from saga_core.codec import (
     encode_saga,
 )
 from saga_core.commands import (
+    WITH_HANDLER,
     Carried,
     Command,
     Compensate,
@@ -90,6 +91,7 @@ from saga_core.tokens import Callback, failed, redeem, saga_of, succeeded
 
 __all__ = [
     "TABLE",
+    "WITH_HANDLER",
     "Callback",
     "CancelRequested",
     "Carried",

@@ -68,6 +68,9 @@ class Report(Struct, frozen=True, gc=False, tag_field="operation", tag="report")
 
 Command = Execute | Compensate | StartChild | CompensateChild | Report
 
+WITH_HANDLER = (Execute, Compensate)
+"""What a handler is called for."""
+
 
 class Reply(Struct, frozen=True, gc=False, tag_field="operation", tag="reply"):
     """Tell an orchestrator how an attempt ended that a participant has run. `of` is what it had been asked for.

@@ -27,7 +27,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from saga_core.commands import Command, Compensate, Execute, Report, StartChild
+from saga_core.commands import WITH_HANDLER, Command, Execute, Report, StartChild
 from saga_core.draft import (
     COMPENSATING,
     COMPLETED,
@@ -176,7 +176,7 @@ def awaits(saga: Saga, command: Command) -> bool:
     """
     position = saga.plan.position(command.step)
     record, has_child = saga.record(position), saga.plan.steps[position].child is not None
-    if has_child is isinstance(command, Execute | Compensate):
+    if has_child is isinstance(command, WITH_HANDLER):
         kind = "without" if has_child else "with"
         raise UnknownStepError(
             f"Saga {saga.id} ({saga.name}) has no step {command.step!r} {kind} a child saga"
@@ -188,7 +188,7 @@ def awaits(saga: Saga, command: Command) -> bool:
         if record.state is STARTED:
             return undone or command.state is SAGA_COMPLETED
         return record.state is COMPENSATING and (undone or command.asked == record.compensation_attempt)
-    if isinstance(command, Execute | StartChild):
+    if isinstance(command, (Execute, StartChild)):
         return record.state is STARTED and record.attempt == command.attempt and record.is_out
     return record.state is COMPENSATING and record.compensation_attempt == command.attempt and record.is_out
 
