@@ -1,7 +1,6 @@
 """Who waits for whom: a saga's steps as a directed graph without cycles, checked once and read by position."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from msgspec import Struct
 
@@ -9,9 +8,6 @@ from saga_core.errors import DefinitionError
 
 # The records of steps are kept in tuples of this length, in one tuple: to replace one is to copy two short tuples.
 CHUNK = 32
-
-# How many kinds of sagas have their graph remembered. One of 1,000 steps takes a few hundred kilobytes.
-REMEMBERED = 128
 
 
 class Handover(Struct, frozen=True, gc=False):
@@ -33,9 +29,9 @@ class Handover(Struct, frozen=True, gc=False):
 class Graph(Struct, frozen=True, gc=False):
     """Dependencies by position. A mask is an int with one bit per position, the lowest for the first step.
 
-    `positions` gives a step's place by its name, and `bits` the mask of each step alone. `masks` are the dependencies
-    once more, as masks; `behind` are the steps after the pivot, 0 without one. `handovers` are by name, those of the
-    steps that have one: where several wait, or the one that waits does for others too, it is another matter.
+    `positions` gives a step's place by its name. `masks` are the dependencies once more, as masks; `roots` are the
+    steps that wait for nothing, and `behind` those after the pivot, 0 without one. `handovers` are by name, those of
+    the steps that have one: where several wait, or the one that waits does for others too, it is another matter.
     """
 
     positions: dict[str, int]
@@ -43,12 +39,10 @@ class Graph(Struct, frozen=True, gc=False):
     dependencies: tuple[tuple[int, ...], ...]
     dependents: tuple[tuple[int, ...], ...]
     masks: tuple[int, ...]
-    roots: tuple[int, ...]
+    roots: int
     behind: int
-    bits: tuple[int, ...]
 
 
-@lru_cache(REMEMBERED)
 def build_graph(
     names: tuple[str, ...],
     depends_on: tuple[tuple[str, ...] | None, ...],
@@ -58,8 +52,7 @@ def build_graph(
 ) -> Graph:
     """Build the graph of named steps. None depends on the step before, an empty tuple on nothing.
 
-    `plain` are the steps that begin without a condition, a clock or a child; `where` names the saga in errors. Sagas
-    of one kind share their graph: it is remembered.
+    `plain` are the steps that begin without a condition, a clock or a child; `where` names the saga in errors.
 
     Raises: DefinitionError for an unknown name, a name twice, a cycle, or a step beside the pivot.
     """
@@ -100,9 +93,8 @@ def build_graph(
         tuple(dependencies),
         frozen,
         tuple(sum(1 << other for other in found) for found in dependencies),
-        tuple(position for position, found in enumerate(dependencies) if not found),
+        sum(1 << position for position, found in enumerate(dependencies) if not found),
         behind,
-        tuple(1 << position for position in range(len(names))),
     )
 
 

@@ -195,10 +195,9 @@ def awaits(saga: Saga, command: Command) -> bool:
 
 def begin(plan: Plan) -> Saga:
     """Return the saga of a plan at its first moment, with its first steps in flight unless it starts later."""
-    blank = untouched(len(plan.steps))
-    roots, never = sum(plan.graph.bits[position] for position in plan.graph.roots), (inf,) * len(blank)
-    saga = Saga(plan, SAGA_STARTED, 0, blank, plan.created_at, ready=roots, wakes=never)
-    draft = open_draft(saga, plan.created_at)
+    blank, at = untouched(len(plan.steps)), plan.created_at
+    saga = Saga(plan, SAGA_STARTED, 0, blank, at, ready=plan.graph.roots, wakes=(inf,) * len(blank))
+    draft = open_draft(saga, at)
     if not too_early(draft):
         begin_ready(draft)
         settle(draft)

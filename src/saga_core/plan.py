@@ -1,7 +1,7 @@
 """How a saga is defined: the steps that users write, and the plan that never changes once the saga exists."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Generic, cast
@@ -25,6 +25,9 @@ else:
     from typing import TypeVar
 
     InputT = TypeVar("InputT")
+
+REMEMBERED = 128
+"""How many kinds of sagas are remembered, with their graphs. That of 1,000 steps takes a few hundred kilobytes."""
 
 DEEPEST_CHILD = 20
 """How many child sagas may lie within each other."""
@@ -137,13 +140,6 @@ class StepPlan(Struct, frozen=True, gc=False, omit_defaults=True):
     pivot: bool = False
     child: ChildPlan | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Whether the step begins without a condition, a clock or a child."""
-        return (
-            self.when is None and self.timeout is None and self.total_timeout is None and self.child is None
-        )
-
 
 class Parent(Struct, frozen=True, gc=False):
     """The step that started a child saga."""
@@ -184,7 +180,7 @@ class Plan(Struct, frozen=True, dict=True, omit_defaults=True):
     @cached_property
     def graph(self) -> Graph:
         """Who waits for whom."""
-        return _graph(self.steps, self.name)
+        return _graph(self.name, tuple([_form(self.name, step) for step in self.steps]))
 
     @cached_property
     def pivot(self) -> int | None:
@@ -247,30 +243,22 @@ def plan_child(parent: Plan, step: StepPlan, attempt: int, at: float) -> Plan:
 
 
 def _plan_steps(name: str, steps: "Sequence[Step[Any]]", depth: int) -> tuple[tuple[StepPlan, ...], Graph]:
-    where = f"Saga {name!r}"
-    if not _usable(name):
-        raise DefinitionError(f"A saga needs a name, not {name!r}")
-    _check_length(name, f"The name of saga {name[:40]!r}")
     if depth > DEEPEST_CHILD:
-        raise DefinitionError(f"{where} is a child saga {depth} deep; does one start itself?")
-    if not steps:
-        raise DefinitionError(f"{where} has no steps; give at least one")
-    seen: set[str] = set()
-    for place, step in enumerate(steps, 1):
-        _check_step(where, place, step)
-        if step.name in seen:
-            raise DefinitionError(f"{where} has two steps named {step.name!r}; names must differ")
-        seen.add(step.name)
-    planned = tuple([_plan_step(where, step, depth) for step in steps])
-    return planned, _graph(planned, name)
+        raise DefinitionError(f"Saga {name!r} is a child saga {depth} deep; does one start itself?")
+    forms = tuple([_form(name, step) for step in steps])
+    try:
+        graph = _check(name, forms)
+    except TypeError:  # a name that cannot be hashed: it is none
+        graph = _check.__wrapped__(name, forms)
+    return tuple([_plan_step(name, step, depth) for step in steps]), graph
 
 
-def _plan_step(where: str, step: "Step[Any]", depth: int) -> StepPlan:
+def _plan_step(saga: str, step: "Step[Any]", depth: int) -> StepPlan:
     return StepPlan(
         step.name,
         step.action,
         step.compensation,
-        encode_payload(step.input, f"{where}: the input of step {step.name!r}"),
+        encode_payload(step.input, f"Saga {saga!r}: the input of step {step.name!r}"),
         None if step.depends_on is None else tuple(step.depends_on),
         step.when,
         step.retry,
@@ -297,36 +285,85 @@ def _plan_child(child: ChildSaga, depth: int) -> ChildPlan:
     )
 
 
-def _check_step(where: str, place: int, step: "Step[Any]") -> None:
-    if not _usable(step.name) or not (_usable(step.action) or (step.action == "" and step.child is not None)):
+class _Form(Struct, frozen=True, gc=False):
+    """What is to be checked of a step. It repeats from saga to saga, and can be hashed."""
+
+    name: str
+    action: str
+    compensation: str | None
+    depends_on: tuple[str, ...] | None
+    timeouts: tuple[float | None, float | None, float | None]
+    pivot: bool
+    conditional: bool
+    retried: bool
+    child: bool
+
+    @property
+    def plain(self) -> bool:
+        """Whether the step begins without a condition, a clock or a child."""
+        return not (self.conditional or self.child) and self.timeouts[:2] == (None, None)
+
+
+def _form(saga: str, step: "Step[Any] | StepPlan") -> _Form:
+    if isinstance(step.depends_on, str):
+        raise DefinitionError(
+            f"Saga {saga!r}: step {step.name!r}: depends_on takes a tuple of names, not the text {step.depends_on!r}"
+        )
+    return _Form(
+        step.name,
+        step.action,
+        step.compensation,
+        None if step.depends_on is None else tuple(step.depends_on),
+        (step.timeout, step.total_timeout, step.compensation_timeout),
+        bool(step.pivot),
+        step.when is not None,
+        step.retry is not None,
+        step.child is not None,
+    )
+
+
+@lru_cache(REMEMBERED)
+def _check(name: str, steps: tuple[_Form, ...]) -> Graph:
+    """Check a definition, and return its graph. Both are remembered: there are few kinds of sagas, and many of each."""
+    where = f"Saga {name!r}"
+    if not _usable(name):
+        raise DefinitionError(f"A saga needs a name, not {name!r}")
+    _check_length(name, f"The name of saga {name[:40]!r}")
+    if not steps:
+        raise DefinitionError(f"{where} has no steps; give at least one")
+    seen: set[str] = set()
+    for place, step in enumerate(steps, 1):
+        _check_step(where, place, step)
+        if step.name in seen:
+            raise DefinitionError(f"{where} has two steps named {step.name!r}; names must differ")
+        seen.add(step.name)
+    return _graph(name, steps)
+
+
+def _check_step(where: str, place: int, step: _Form) -> None:
+    if not _usable(step.name) or not (_usable(step.action) or (step.action == "" and step.child)):
         raise DefinitionError(
             f"{where}: step {place} needs a name and an action (or a child saga), "
             f"not {step.name!r} and {step.action!r}"
         )
     for what, name in (("name", step.name), ("action", step.action), ("compensation", step.compensation)):
-        if isinstance(name, str) and 4 * len(name) > LONGEST_NAME:
+        if isinstance(name, str):
             _check_length(name, f"{where}: the {what} of step {step.name[:40]!r}")
     where = f"{where}: step {step.name!r}"
     if step.compensation is not None and not _usable(step.compensation):
         raise DefinitionError(
             f"{where} cannot have the compensation {step.compensation!r}; give a name, or leave it out"
         )
-    if isinstance(step.depends_on, str):
-        raise DefinitionError(f"{where}: depends_on takes a tuple of names, not the text {step.depends_on!r}")
-    if step.child is not None and (step.action or step.compensation or step.retry):
+    if step.child and (step.action or step.compensation or step.retried):
         raise DefinitionError(
             f"{where} starts a child saga, so it has no action, compensation or retry policy: the child has its own"
         )
-    if not (step.timeout is step.total_timeout is step.compensation_timeout is None):
-        check_seconds(
-            where,
-            timeout=step.timeout,
-            total_timeout=step.total_timeout,
-            compensation_timeout=step.compensation_timeout,
-        )
+    timeout, total, compensation = step.timeouts
+    check_seconds(where, timeout=timeout, total_timeout=total, compensation_timeout=compensation)
 
 
-def _graph(steps: Sequence[StepPlan], name: str) -> Graph:
+@lru_cache(REMEMBERED)
+def _graph(name: str, steps: tuple[_Form, ...]) -> Graph:
     where = f"Saga {name!r}"
     pivots = [position for position, step in enumerate(steps) if step.pivot]
     if len(pivots) > 1:

@@ -57,7 +57,7 @@ def test_a_graph_knows_who_waits_for_whom() -> None:
     assert graph.dependencies == ((), (0,), (1,), (2,), (2,))
     assert graph.dependents == ((1,), (2,), (3, 4), (), ())
     assert graph.masks == (0, 0b1, 0b10, 0b100, 0b100)
-    assert graph.roots == (0,)
+    assert graph.roots == 0b1
     assert graph.behind == 0b11000
 
 
@@ -65,7 +65,7 @@ def test_a_graph_without_pivot_has_nothing_behind_it() -> None:
     graph = build_graph(("a", "b", "c"), (None, (), ("a", "b")), (True,) * 3, None, "Saga")
     assert graph.dependencies == ((), (), (0, 1))
     assert graph.masks == (0, 0, 0b11)
-    assert graph.roots == (0, 1)
+    assert graph.roots == 0b11
     assert graph.behind == 0
 
 
