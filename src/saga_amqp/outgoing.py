@@ -204,38 +204,21 @@ class Outgoing:
             self._changed.set()  # there may be more by now
 
     async def _send(self, broker: Reconnecting, messages: Sequence[Message]) -> None:
-        done = anyio.Event()
-        errors: list[TransportError] = []
-        sent: list[Message] = []
-        refused: list[Poison] = []
+        sending = _Sending(self._config, len(messages))
         for message in messages:
-            if (poison := oversize(message, self._config)) is None:
-                sent.append(message)
-            else:
-                refused.append(poison)
-        left = len(sent)
-
-        def settled(message: Message, error: TransportError | None) -> None:
-            nonlocal left
-            left -= 1
-            if isinstance(error, UnroutableError) and (poison := unroutable(message, error, self._config)):
-                refused.append(poison)
-            elif error is not None:
-                errors.append(error)
-            if left == 0:
-                done.set()
-
-        for message in sent:
+            if (poison := oversize(message, self._config)) is not None:
+                sending.refuse(poison)
+                continue
             try:
-                await broker.publish(message, partial(settled, message))
+                await broker.publish(message, partial(sending.settled, message))
             except TransportError as error:
-                settled(message, error)
-        if sent:
-            await done.wait()
-        for poison in refused:
+                sending.settled(message, error)
+        if messages:
+            await sending.done.wait()
+        for poison in sending.refused:
             await self._tell(poison)
-        if errors:
-            raise errors[0]
+        if sending.errors:
+            raise sending.errors[0]
 
     async def _tell(self, poison: Poison) -> None:
         """Tell a saga that what it asks for cannot be published."""
@@ -245,3 +228,35 @@ class Outgoing:
             logger.error("Saga %s, step %r: %s", command.saga, command.step, poison)
             with suppress(SagaNotFoundError):
                 await self.apply(self._store, await self._store.load(command.saga), event, command)
+
+
+class _Sending:
+    """Messages that are sent together, until the last of so many is settled."""
+
+    __slots__ = ("_config", "_left", "done", "errors", "refused")
+
+    def __init__(self, config: Config, count: int) -> None:
+        self.done = anyio.Event()
+        self.errors: list[TransportError] = []
+        self.refused: list[Poison] = []
+        self._config = config
+        self._left = count
+
+    def settled(self, message: Message, error: TransportError | None) -> None:
+        """Take the outcome of one publish. Called by the transport."""
+        if error is not None:
+            poison = unroutable(message, error, self._config) if isinstance(error, UnroutableError) else None
+            if poison is not None:
+                return self.refuse(poison)
+            self.errors.append(error)
+        self._count()
+
+    def refuse(self, poison: Poison) -> None:
+        """Note a message that nobody takes."""
+        self.refused.append(poison)
+        self._count()
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.done.set()

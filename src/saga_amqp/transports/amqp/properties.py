@@ -21,6 +21,7 @@ _PROPERTIES = (  # in the order of the wire, up to the last one that is looked f
     (0x0080, _SHORT),  # message id
 )
 _HEADERS_FLAG, _MESSAGE_ID_FLAG = 0x2000, 0x0080
+_LENGTHS = [bytes((length,)) for length in range(256)]
 _PLAIN_FLAGS = 0x8000 | 0x1000 | 0x0080 | 0x0020  # content type, delivery mode, message id, type
 
 
@@ -82,7 +83,7 @@ def short_string(text: str) -> bytes:
     encoded = text.encode()
     if len(encoded) > 255:
         raise ValueError(f"{text[:40]!r}… has {len(encoded)} bytes of UTF-8, and 255 is the most")
-    return bytes((len(encoded),)) + encoded
+    return _LENGTHS[len(encoded)] + encoded
 
 
 def _table(table: Mapping[str, str | int]) -> bytes:
