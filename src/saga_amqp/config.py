@@ -1,6 +1,6 @@
 """What an engine is told: names on the broker, handlers, limits."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -220,19 +220,20 @@ class Config:
         for step in steps:
             if step.child is not None:
                 self.check(step.child.name, step.child.steps)
-            for kind, action, known in self._wanted(step):
-                if action not in known and not any(matches("topic", one, action) for one in self.remote):
-                    raise DefinitionError(
-                        f"Saga {name!r}: step {step.name!r} names the {kind} {action!r}, and no handler is registered "
-                        f"for it; registered are: {', '.join(sorted(known)) or 'none'}; "
-                        f"elsewhere: {', '.join(self.remote) or 'none'}"
-                    )
+            elif step.action not in self.actions:
+                self._check_elsewhere(name, step, "action", step.action, self.actions)
+            if step.compensation is not None and step.compensation not in self.compensations:
+                self._check_elsewhere(name, step, "compensation", step.compensation, self.compensations)
 
-    def _wanted(self, step: StepPlan) -> Iterator[tuple[str, str, Mapping[str, Handler]]]:
-        if step.child is None:
-            yield "action", step.action, self.actions
-        if step.compensation is not None:
-            yield "compensation", step.compensation, self.compensations
+    def _check_elsewhere(
+        self, saga: str, step: StepPlan, kind: str, action: str, known: Mapping[str, Handler]
+    ) -> None:
+        if not any(matches("topic", one, action) for one in self.remote):
+            raise DefinitionError(
+                f"Saga {saga!r}: step {step.name!r} names the {kind} {action!r}, and no handler is registered for it; "
+                f"registered are: {', '.join(sorted(known)) or 'none'}; "
+                f"elsewhere: {', '.join(self.remote) or 'none'}"
+            )
 
     def _announcement(self, news: StateChanged) -> Message:
         return Message(

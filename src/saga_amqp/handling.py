@@ -50,7 +50,7 @@ async def run_handler(
             f"register it in every engine that shares the queue"
         )
         raise Poison(Reason.NO_HANDLER, text, command, unknown=False)
-    config.observe(Point.HANDLER_BEGAN, saga.id, command)
+    config.observe(Point.HANDLER_BEGAN, command.saga, command)
     event: Event | None = None
     try:
         if command.deadline is None:
@@ -80,7 +80,7 @@ async def run_handler(
         event = failure_event(command, failure, clock())
     if event is None:
         event = TimePassed(max(clock(), command.deadline or 0.0))
-    config.observe(Point.HANDLER_ENDED, saga.id, command)
+    config.observe(Point.HANDLER_ENDED, command.saga, command)
     return event
 
 

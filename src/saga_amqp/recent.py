@@ -34,12 +34,13 @@ class Recent:
     def keep(self, outcome: Outcome) -> None:
         """Remember what this engine has committed."""
         saga, now, line = outcome.saga, self._clock(), self._line()
-        before = self._left.pop(saga.id, None)
+        saga_id = saga.plan.id
+        before = self._left.pop(saga_id, None)
         if not saga.at_rest:
             commands: tuple[Carried, ...] = outcome.commands
             if before is not None and before.line == line and before.saga.revision + 1 == saga.revision:
                 commands += before.commands
-            self._left[saga.id] = _Left(now, line, saga, commands)
+            self._left[saga_id] = _Left(now, line, saga, commands)
         for oldest in self._left:
             if abs(now - self._left[oldest].at) > FRESH:
                 del self._left[oldest]

@@ -139,7 +139,7 @@ class Saga(Struct, frozen=True, gc=False):
         raw = self.plan.steps[position].input
         if input_type is None:
             return self._view(position, cast("InputT", decode_object(raw)))
-        what = f"The input of step {name!r} of saga {self.id}"
+        what = f"The input of step {name!r} of saga {self.plan.id}"
         return self._view(position, decode_payload(raw, input_type, what))
 
     def progress_of(self, name: str) -> Progress:
