@@ -27,7 +27,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench fmt clean dev docs mutation simulate chaos fuzz soak
+.PHONY: help demo test test-computing test-waiting check bench fmt clean dev docs mutation simulate chaos fuzz soak
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -36,10 +36,24 @@ demo: $(VENV)/.installed
 	$(BIN)/saga demo $(ARGS)
 
 # SAGA_TEST_AMQP_URL names a RabbitMQ to use, SAGA_TEST_POSTGRES_URL a PostgreSQL; without them the tests start private ones.
+# Two halves side by side, of which one computes while the other waits for servers. With ARGS what these name, and no more.
+ifeq ($(ARGS),)
 test: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-computing test-waiting
+else
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+endif
+
+COMPUTING := core world stores barrier formats fuzz docs
+
+test-computing:
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest $(COMPUTING:%=tests/%)
 	$(BIN)/coverage report
+
+test-waiting:
+	$(BIN)/python -m pytest $(COMPUTING:%=--ignore=tests/%)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
