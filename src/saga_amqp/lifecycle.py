@@ -24,7 +24,8 @@ async def _nothing() -> None:
 class Lifecycle:
     """Opens and closes what a manager or a participant needs, once, and runs its engine; the methods are `Manager`'s.
 
-    `owner` is which of the two it is. `prepare` is done when it has connected, `meanwhile` for as long as it is open, `finish` at the end.
+    `owner` is which of the two it is. `prepare` is done when it has connected, `meanwhile` for as long as it is open,
+    `finish` at the end.
     """
 
     def __init__(
