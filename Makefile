@@ -21,6 +21,10 @@ RATE ?= 50
 BACKEND ?= asyncio
 STORE ?= postgres
 
+# A test that fails is to be seen behind a pipe.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 VENV := .venv
 BIN := $(VENV)/bin
 # -c and not PIP_CONSTRAINT: a constraint of the user's own stays in force.
@@ -39,21 +43,23 @@ demo: $(VENV)/.installed
 # Two halves side by side, of which one computes while the other waits for servers. With ARGS what these name, and no more.
 ifeq ($(ARGS),)
 test: $(VENV)/.installed-dev
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-computing test-waiting
+	$(MAKE) --no-print-directory --jobs=2 test-computing test-waiting
 else
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
 COMPUTING := core world stores barrier formats fuzz docs
+BY_LINE := | awk '{ print; fflush() }'
+test-computing test-waiting: export PYTHONUNBUFFERED = 1
 
 test-computing:
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(COMPUTING:%=tests/%)
+	$(BIN)/coverage run -m pytest $(COMPUTING:%=tests/%) $(BY_LINE)
 	$(BIN)/coverage report
 
 test-waiting:
-	$(BIN)/python -m pytest $(COMPUTING:%=--ignore=tests/%)
+	$(BIN)/python -m pytest $(COMPUTING:%=--ignore=tests/%) $(BY_LINE)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
