@@ -21,13 +21,17 @@ RATE ?= 50
 BACKEND ?= asyncio
 STORE ?= postgres
 
+# A test that fails is to be seen behind a pipe.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 VENV := .venv
 BIN := $(VENV)/bin
 # -c and not PIP_CONSTRAINT: a constraint of the user's own stays in force.
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench fmt clean dev docs mutation simulate chaos fuzz soak
+.PHONY: help demo test test-computing test-waiting check bench fmt clean dev docs mutation simulate chaos fuzz soak
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -36,10 +40,26 @@ demo: $(VENV)/.installed
 	$(BIN)/saga demo $(ARGS)
 
 # SAGA_TEST_AMQP_URL names a RabbitMQ to use, SAGA_TEST_POSTGRES_URL a PostgreSQL; without them the tests start private ones.
+# Two halves side by side, of which one computes while the other waits for servers. With ARGS what these name, and no more.
+ifeq ($(ARGS),)
 test: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory --jobs=2 test-computing test-waiting
+else
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+endif
+
+COMPUTING := core world stores barrier formats fuzz docs
+BY_LINE := | awk '{ print; fflush() }'
+test-computing test-waiting: export PYTHONUNBUFFERED = 1
+
+test-computing:
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest $(COMPUTING:%=tests/%) $(BY_LINE)
 	$(BIN)/coverage report
+
+test-waiting:
+	$(BIN)/python -m pytest $(COMPUTING:%=--ignore=tests/%) $(BY_LINE)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check

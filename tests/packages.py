@@ -1,8 +1,11 @@
 """Programs of the system that tests need, installed where that is possible."""
 
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.processes import ServerError, run
@@ -28,11 +31,22 @@ def find_or_install(
             f"{product} is not installed. Install it (on Debian and Ubuntu: apt-get install {package}), "
             f"or set {variable} to the URL of a server to use."
         )
-    print(f"Installing {package}", flush=True)
-    (install or install_package)(package)
-    if found := find():
-        return found
+    with _alone():
+        if found := find():
+            return found
+        print(f"Installing {package}", flush=True)
+        (install or install_package)(package)
+        if found := find():
+            return found
     raise ServerError(f"{package} was installed, but {product} is not where it is looked for.")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for whoever installs something: apt-get does not wait for another one's update."""
+    with (Path(tempfile.gettempdir()) / "saga-test-installing").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def install_package(package: str) -> None:

@@ -193,12 +193,6 @@ class Config:
             messages.append(self._announcement(outcome.news))
         return messages
 
-    def queue_of(self, command: Carried) -> str:
-        """Return the queue on the broker that takes a command; the orchestrator's where that is a participant's."""
-        if isinstance(command, Execute | Compensate) and self.handler(command) is not None:
-            return self.on_broker(self.step_queue if type(command) is Execute else self.compensate_queue)
-        return self.orchestrator
-
     def publishes(self, outcome: Outcome) -> bool:
         """Whether a commit has caused any message."""
         return bool(outcome.commands) or (self.lifecycle_events and outcome.news is not None)

@@ -48,7 +48,11 @@ class ConnectionLostError(TransportError):
 
 
 class ConsumerCancelledError(TransportError):
-    """The broker ended a consumer, for example because its queue was deleted."""
+    """The broker ended a consumer. What was not acknowledged is delivered again."""
+
+
+class QueueDeletedError(ConsumerCancelledError):
+    """The broker ended a consumer because its queue was deleted, or went with its node. What was in it may be gone."""
 
 
 class TopologyError(TransportError):

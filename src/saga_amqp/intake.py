@@ -17,7 +17,7 @@ import anyio
 
 from saga_amqp.backoff import pauses
 from saga_amqp.contracts import Consumer, Delivery
-from saga_amqp.errors import TransportClosedError, TransportError
+from saga_amqp.errors import QueueDeletedError, TransportClosedError, TransportError
 from saga_amqp.in_hand import InHand
 from saga_amqp.reconnecting import Reconnecting
 
@@ -91,6 +91,8 @@ class Intake:
             await anyio.sleep(next(waiting))
             with suppress(TransportError):
                 await broker.declare()  # the queue may have been deleted
+            if isinstance(error, QueueDeletedError):
+                broker.miss(self.queue)
 
     async def cancel(self) -> None:
         """Ask for no more messages, now and whenever the connection is made again."""

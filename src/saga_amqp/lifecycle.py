@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 from anyio.abc import TaskStatus
@@ -24,11 +24,13 @@ async def _nothing() -> None:
 class Lifecycle:
     """Opens and closes what a manager or a participant needs, once, and runs its engine; the methods are `Manager`'s.
 
-    `prepare` is done when it has connected, `meanwhile` for as long as it is open, `finish` at the end.
+    `owner` is which of the two it is. `prepare` is done when it has connected, `meanwhile` for as long as it is open,
+    `finish` at the end.
     """
 
     def __init__(
         self,
+        owner: Literal["manager", "participant"],
         broker: Reconnecting | None,
         config: Config,
         duty: Duty,
@@ -39,6 +41,7 @@ class Lifecycle:
         finish: Callable[[], Coroutine[Any, Any, None]] = _nothing,
     ) -> None:
         self.buried: Counter[str] = Counter()
+        self._owner = owner
         self._broker = broker
         self._config = config
         self._duty = duty
@@ -60,7 +63,7 @@ class Lifecycle:
         Raises: ConnectFailedError, AuthenticationError, VirtualHostError, TopologyError; ManagerError.
         """
         if self._state != "new":
-            raise ManagerError(f"This manager is {self._state}; make a new one")
+            raise ManagerError(f"This {self._owner} is {self._state}; make a new one")
         self._state = "opening"
         # The scope lies around the task group, so that leaving both can be shielded.
         self._scope = self._stack.enter_context(anyio.CancelScope())
@@ -89,7 +92,7 @@ class Lifecycle:
         """Run the engine until `stop`. Raises: ManagerError; what `Engine.run` raises."""
         self.check_open()
         if self._engine is not None:
-            raise ManagerError("This manager is running already; one manager runs one engine at a time")
+            raise ManagerError(f"This {self._owner} is running already, and runs one engine at a time")
         if self._broker is None:
             raise ManagerError("This manager has no transport, and cannot run handlers")
         self._engine = engine = Engine(
@@ -127,8 +130,8 @@ class Lifecycle:
                     self._end_tasks()
 
     def check_open(self) -> None:
-        """Raise ManagerError unless the manager is open."""
+        """Raise ManagerError unless it is open."""
         if self._state != "open":
             raise ManagerError(
-                f"This manager is {self._state}; use it inside `async with Manager(…) as manager`"
+                f"This {self._owner} is {self._state}; use it inside `async with {self._owner.title()}(…)`"
             )

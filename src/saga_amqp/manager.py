@@ -83,7 +83,7 @@ class Manager:
         self._orchestrator = Orchestrator(broker, PatientStore(store, chance), config, clock)
         self._outgoing = self._orchestrator.outgoing
         doing = (self._orchestrator.make_good, self._orchestrator.meanwhile, self._outgoing.finish)
-        self._life = Lifecycle(broker, config, self._orchestrator, clock, chance, *doing)
+        self._life = Lifecycle("manager", broker, config, self._orchestrator, clock, chance, *doing)
         self._store = store
         self._config = config
         self._clock = clock
@@ -365,7 +365,7 @@ class Manager:
             )
         if store.tables.dialect != dialect:
             raise StoreError(f"This connection is to {dialect}, and the store is in {store.tables.dialect}")
-        return enlist(saga, store.tables)
+        return enlist(saga, store.tables, publishes=self._config.publishes(created(saga)))
 
     async def _ask(self, saga: Saga, event: Event) -> Saga:
         answer = await self._apply(saga, event)

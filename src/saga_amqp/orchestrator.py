@@ -1,7 +1,7 @@
 """The duty of an engine that has a store: handlers run and results committed, children, replies, timers, recovery."""
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import anyio
@@ -157,7 +157,7 @@ class Orchestrator:
         if self._broker is not None:
             await self._make_good(self._broker.missed())
 
-    async def _make_good_again(self, queues: Collection[str]) -> None:
+    async def _make_good_again(self, queues: frozenset[str]) -> None:
         """Publish once more what is still waited for.
 
         As long as a channel has not heard that a quorum queue is gone, RabbitMQ confirms what is published over it and
@@ -166,24 +166,25 @@ class Orchestrator:
         await anyio.sleep(self._config.republish_after)
         await self._make_good(queues)
 
-    async def _make_good(self, queues: Collection[str]) -> None:
+    async def _make_good(self, queues: frozenset[str]) -> None:
+        """Publish again all that running sagas wait for, where one of our queues was missing.
+
+        Not only what was in that queue: a message from it may have been in hand, and what it had caused on its way to
+        another queue when the connection was lost. It is not delivered again to bring that up.
+        """
+        if queues.isdisjoint(self.queues):
+            return
+        count, cursor, more = 0, None, True
         try:
-            if queues:
-                await self._publish_lost(queues)
+            while more:
+                page = await self._store.find(RUNNING, cursor)
+                cursor, more = page.cursor, page.cursor is not None
+                waiting = [Outcome(saga, outstanding(saga)) for saga in page.sagas]
+                messages = [message for one in waiting for message in self._config.messages(one)]
+                count += len(messages)
+                await self.outgoing.send(messages)
         except SagaError as error:
             logger.error("What was in the queues %s is not made good: %s", sorted(queues), error)
-
-    async def _publish_lost(self, queues: Collection[str]) -> None:
-        """Publish again what running sagas wait for, as far as it was in one of these queues."""
-        count, cursor, more = 0, None, True
-        while more:
-            page = await self._store.find(RUNNING, cursor)
-            cursor, more = page.cursor, page.cursor is not None
-            for saga in page.sagas:
-                commands = tuple(one for one in outstanding(saga) if self._config.queue_of(one) in queues)
-                if commands:
-                    count += len(commands)
-                    await self.outgoing.send(self._config.messages(Outcome(saga, commands)))
         if count:
             logger.warning(
                 "Queues %s were missing, and what was in them is gone; what sagas wait for was published again: %d",

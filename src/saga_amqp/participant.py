@@ -51,7 +51,9 @@ class Participant:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._broker = Reconnecting(transport, config.topology(), chance)
-        self._life = Lifecycle(self._broker, config, _Participation(config, clock), clock, chance)
+        self._life = Lifecycle(
+            "participant", self._broker, config, _Participation(config, clock), clock, chance
+        )
 
     async def __aenter__(self) -> Self:
         """Connect, and declare what is missing on the broker.

@@ -88,8 +88,13 @@ class Reconnecting:
             await self._declare(self._open())
             self._declared = now
 
+    def miss(self, queue: str) -> None:
+        """Note that a queue was deleted. Who declares it again may not see that: the broker takes a while to delete."""
+        self._missing.add(queue)
+        self._noticed.set()
+
     def missed(self) -> frozenset[str]:
-        """Return which queues were missing on the broker and have been made, each once."""
+        """Return which queues were missing on the broker, each once."""
         missing, self._missing = frozenset(self._missing), set()
         return missing
 

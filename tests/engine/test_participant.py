@@ -758,7 +758,7 @@ async def test_a_reply_to_a_saga_that_is_gone_is_a_dead_letter(two: TwoServices)
 
 async def test_a_participant_works_only_while_it_is_open(two: TwoServices) -> None:
     participant = two.participant()
-    with pytest.raises(ManagerError, match="new"):
+    with pytest.raises(ManagerError, match="This participant is new; use it inside `async with Participant"):
         await participant.run()
     async with participant:
         pass

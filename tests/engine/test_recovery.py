@@ -341,9 +341,11 @@ class AwayStore(RecordingStore):
         super().__init__(inner, [])
         self.away = False
         self.after_commit = False
+        self.missed = anyio.Event()
 
     def check(self) -> None:
         if self.away:
+            self.missed.set()
             raise StoreUnavailableError("The store is at lunch")
 
     async def load(self, saga_id: str) -> Saga:

@@ -36,6 +36,10 @@ WORK = 0.01
 
 HEARTBEAT = 1
 
+ANSWER_TIMEOUT = 2.0
+
+REPUBLISH_AFTER = 1.0
+
 CONCURRENCY = 100
 
 DEADLINE = 30.0
@@ -85,14 +89,14 @@ class Storm(RabbitWorld):
         """Run an engine on each of these stores, or one, with customers; strike, and check what follows."""
         async with proxy_to(self.url) as self.proxy, AsyncExitStack() as stack:
             for store in stores or (self.store,):
-                self.transports.append(AmqpTransport(self.proxy.url))
+                self.transports.append(AmqpTransport(self.proxy.url, answer_timeout=ANSWER_TIMEOUT))
                 manager = self.running(
                     transport=self.transports[-1],
                     store=store,
                     expires=None,
                     concurrency=CONCURRENCY,
                     observer=None,
-                    republish_after=1.0,
+                    republish_after=REPUBLISH_AFTER,
                 )
                 self.managers.append(await stack.enter_async_context(manager))
             if before is not None:

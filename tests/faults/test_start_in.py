@@ -197,6 +197,21 @@ async def test_a_start_that_is_put_off_is_found_by_its_time(
     assert rested.updated_at >= at
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_that_it_was_put_off_is_told_at_once_where_states_are_told(
+    dialect: str, shop_of: Callable[[str], Shop], rabbit: RabbitWorld
+) -> None:
+    shop = shop_of(dialect)
+    config = rabbit.config(lifecycle_events=True)
+    async with shop.place.open() as store, Manager(None, store, config) as manager:
+        now = time.time()
+        with KINDS[PLAIN[dialect]][1](shop.url) as desk:
+            later = Options(start_at=now + FAR)
+            saga = manager.start_in(desk.connection, "order", steps("a"), options=later)
+        assert (saga.id, 0) in await store.claim_unpublished(now, now + FAR, 100)
+        await manager.cancel(saga.id)
+
+
 # When an engine learns of it ---------------------------------------------------------------------------------------
 
 

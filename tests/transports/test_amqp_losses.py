@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
@@ -189,6 +191,43 @@ async def test_a_connection_with_heartbeats_survives_traffic_and_quiet(amqp_url:
                 await transport.declare(Topology((), ()))
             assert threads_named("saga-amqp-control") == 3
     assert threads_named("saga-amqp-control") == 0
+
+
+@asynccontextmanager
+async def hanging_channels(rabbitmq: RabbitMQ) -> AsyncIterator[None]:
+    """Stop what works for each channel of the broker; its connections and their heartbeats go on."""
+
+    async def tell(what: str) -> None:
+        everybody = f"[catch sys:{what}(Channel, 5000) || Channel <- rabbit_channel:list()], ok."
+        await anyio.to_thread.run_sync(rabbitmq.evaluate, everybody)
+
+    await tell("suspend")
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await tell("resume")
+
+
+async def test_a_confirm_that_never_comes_ends_the_connection(private_rabbitmq: RabbitMQ) -> None:
+    with anyio.fail_after(30):
+        async with AmqpTransport(private_rabbitmq.url(), answer_timeout=0.5) as transport:
+            queue, outbox = await new_queue(transport), Outbox(transport)
+            await outbox.publish(message_to(queue, "0"))
+            async with hanging_channels(private_rabbitmq):
+                await outbox.publish(message_to(queue, "1"))
+                assert "has not answered for 0.5 seconds" in str(await transport.lost())
+    assert outbox.outcomes["0"] is None
+    assert isinstance(outbox.outcomes["1"], ConnectionLostError)
+
+
+async def test_a_question_that_is_never_answered_ends_the_connection(private_rabbitmq: RabbitMQ) -> None:
+    with anyio.fail_after(30):
+        async with AmqpTransport(private_rabbitmq.url(), answer_timeout=0.5) as transport:
+            queue = await new_queue(transport)
+            async with transport.consume(queue, 1, Inbox()) as consumer, hanging_channels(private_rabbitmq):
+                with pytest.raises(ConnectionLostError, match=r"has not answered for 0\.5 seconds"):
+                    await consumer.cancel()
 
 
 async def test_a_blocked_event_loop_does_not_lose_a_healthy_broker(amqp_url: str) -> None:

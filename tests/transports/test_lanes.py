@@ -16,6 +16,7 @@ from saga_amqp.errors import (
     ConsumerCancelledError,
     FrameError,
     PublishError,
+    QueueDeletedError,
     TransportError,
     UnroutableError,
 )
@@ -169,7 +170,7 @@ def test_after_the_brokers_cancel_what_is_in_hand_is_acknowledged() -> None:
     delivery.acknowledge()
     out.flush()
     assert len(out.frames) == 1
-    assert [type(error) for error in errors] == [ConsumerCancelledError]
+    assert [type(error) for error in errors] == [QueueDeletedError]
     assert "queue" in str(errors[0])
 
 

@@ -13,7 +13,7 @@ from saga_amqp.contracts import AT_ONCE
 from saga_amqp.errors import SagaExistsError
 from saga_amqp.stores.rows import assemble
 from saga_amqp.work import Begin, Work, execute
-from saga_core import Saga, encode_saga, outstanding, wake_at
+from saga_core import Saga, encode_saga, wake_at
 
 
 class Tables(msgspec.Struct, frozen=True):
@@ -36,8 +36,10 @@ class InDatabase(Protocol):
         ...
 
 
-def enlist(saga: Saga, tables: Tables) -> Work[Saga]:
+def enlist(saga: Saga, tables: Tables, *, publishes: bool) -> Work[Saga]:
     """Keep a new saga, in the transaction that is open; return it, or the one that has its key.
+
+    `publishes` is whether anything comes of it that has to be published.
 
     Raises: SagaExistsError, NoTransactionError; whatever the driver raises.
     """
@@ -60,7 +62,7 @@ def enlist(saga: Saga, tables: Tables) -> Work[Saga]:
         f"INSERT INTO {tables.history} (saga_id, revision, at, unpublished, snapshot) VALUES (?, 0, ?, ?, ?)",
         saga.id,
         saga.updated_at,
-        AT_ONCE if outstanding(saga) else None,
+        AT_ONCE if publishes else None,
         encode_saga(saga),
     )
     for tag, value in options.tags.items() if tables.tags is not None else ():

@@ -32,10 +32,15 @@ class Connection:
     """
 
     def __init__(
-        self, address: Address, stream: ByteStream, buffer: int, ended: Callable[[TransportError], None]
+        self,
+        address: Address,
+        stream: ByteStream,
+        buffer: int,
+        answer_timeout: float,
+        ended: Callable[[TransportError], None],
     ) -> None:
         self.address = address
-        self.link = Link(stream, address, buffer)
+        self.link = Link(stream, address, buffer, answer_timeout)
         self.control = Control(address, self.link.send, self._gave_up)
         self.publishing: PublishLane
         self._ended = ended
@@ -50,13 +55,13 @@ class Connection:
         link, control = self.link, self.control
         tasks.start_soon(link.run)
         link.on_lost = self._lost
-        link.on_cancelled = self._abandon_publishing
         control.start()
         link.feed_control = control.feed
         try:
             link.decoder.frame_max = await control.open()
             link.open = True
             await self._open_publishing()
+            link.unanswered = self._unanswered
         except TransportError as error:
             raise self._refused(error) from error
         return self
@@ -67,6 +72,11 @@ class Connection:
             if self.publishing.dead:
                 await self.control.leave(self._channel, None)
                 await self._open_publishing()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was published or consumed."""
+        return self.publishing.is_used or len(self.link.lanes) > 1
 
     async def close(self) -> None:
         """Say goodbye where that is possible, and leave nothing running. Shielded, and bounded in time."""
@@ -89,15 +99,10 @@ class Connection:
         link.open_lane(channel.number, lane)
         self.publishing = lane
 
-    def _abandon_publishing(self) -> None:
-        """Publish on another channel from now on, as a queue has been deleted.
-
-        What a channel has published to a quorum queue that is gone is never confirmed, or confirmed and lost, even
-        where a new queue has the name (RabbitMQ 3.10).
-        """
-        lane = self.publishing
-        if self.link.lanes.pop(lane.channel, None) is not None:
-            lane.closed("a queue was deleted, and it is not known what became of them")
+    def _unanswered(self) -> frozenset[object]:
+        oldest = self.publishing.oldest
+        published = () if oldest is None else ((self.publishing.channel, oldest),)
+        return self.control.unanswered.union(published)
 
     def _refused(self, error: TransportError) -> ConnectFailedError:
         address = self.address

@@ -144,6 +144,11 @@ class Control:
             raise self._again()
         return future.result()
 
+    @property
+    def unanswered(self) -> frozenset[object]:
+        """What is being waited for; something else for each call of `run`."""
+        return frozenset(self._waiting)
+
     def feed(self, data: bytes) -> None:
         """Hand whole frames from the broker to aiormq."""
         self._in_portal(self._reader.feed_data, data)

@@ -9,7 +9,14 @@ from functools import lru_cache
 from typing import Protocol
 
 from saga_amqp.contracts import Delivery, Message
-from saga_amqp.errors import ConsumerCancelledError, FrameError, PublishError, TransportError, UnroutableError
+from saga_amqp.errors import (
+    ConsumerCancelledError,
+    FrameError,
+    PublishError,
+    QueueDeletedError,
+    TransportError,
+    UnroutableError,
+)
 from saga_amqp.transports.amqp import frames, properties
 from saga_amqp.transports.amqp.frames import Confirmed, Delivered, Returned
 
@@ -47,6 +54,16 @@ class PublishLane:
         self._oldest = 1
         self._returned = 0
         self._prefix = lru_cache(PREFIXES)(self._make_prefix)
+
+    @property
+    def oldest(self) -> int | None:
+        """The first message that is not settled, by its number."""
+        return next(iter(self._unconfirmed), None)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was published."""
+        return self._last > 0
 
     def publish(self, message: Message, settled: Settled) -> None:
         """Send a message; one that cannot be sent is settled with PublishError at once."""
@@ -212,7 +229,7 @@ class ConsumeLane:
         """Learn that the broker ended the consumer; what is in hand can still be acknowledged."""
         if not self.dead:
             self._broken(
-                ConsumerCancelledError(
+                QueueDeletedError(
                     f"The broker cancelled the consumer of queue {self._queue!r}: was it deleted?"
                 )
             )

@@ -1,4 +1,4 @@
-"""One socket to the broker: one task reads, one task writes, and a third looks whether the broker is alive.
+"""One socket to the broker: one task reads, one task writes, and two look whether the broker is alive, and answers.
 
 What the lanes and the control plane want to send leaves together, with one `send` per turn of the event loop. The
 link ends once, in `lose`, whatever the reason is; everybody who waits is told there.
@@ -32,6 +32,9 @@ CHUNK = 131_072
 # The broker sends something every half heartbeat, so silence is counted in halves; six of them are the grace
 # period of aiormq, too. Counting turns instead of reading a clock forgives a program that blocked its own event loop.
 SILENT_HALVES = 6
+
+# An answer is waited for in so many turns, for the same reason.
+TURNS = 6
 
 
 class Lane(Protocol):
@@ -72,7 +75,9 @@ class Link:
     wait to be sent before publishers have to wait.
     """
 
-    def __init__(self, stream: anyio.abc.ByteStream, address: Address, buffer: int) -> None:
+    def __init__(
+        self, stream: anyio.abc.ByteStream, address: Address, buffer: int, answer_timeout: float
+    ) -> None:
         self.decoder = Decoder()
         self.lanes: dict[int, Lane] = {}
         self.lost: TransportError | None = None
@@ -82,11 +87,12 @@ class Link:
         self.refusal: tuple[int, str] | None = None
         self.feed_control: Callable[[bytes], None] = lambda data: None
         self.on_lost: Callable[[TransportError], None] = lambda error: None
-        self.on_cancelled: Callable[[], None] = lambda: None
+        self.unanswered: Callable[[], frozenset[object]] = frozenset
         self._stream = stream
         self._address = address
         self._scope = anyio.CancelScope(shield=True)
         self._limit = buffer
+        self._answer_timeout = answer_timeout
         self._out: list[bytes] = []
         self._to_flush: list[ConsumeLane] = []
         self._buffered = 0
@@ -145,6 +151,7 @@ class Link:
                 tasks.start_soon(self._guard, self._read)
                 tasks.start_soon(self._guard, self._write)
                 tasks.start_soon(self._guard, self._watch)
+                tasks.start_soon(self._guard, self._expect)
         await self.discard()
 
     async def discard(self) -> None:
@@ -246,6 +253,21 @@ class Link:
                     self.lose(f"no sign of life for {heartbeat * SILENT_HALVES / 2:g} seconds")
             self._heard = self._fed = False
 
+    async def _expect(self) -> None:
+        """See to it that what the broker is to answer is answered in time, or the link is lost.
+
+        Its heartbeats go on where a channel or a queue of it hangs. While it blocks us it answers nothing.
+        """
+        expected, turns = frozenset[object](), 0
+        while True:
+            await anyio.sleep(self._answer_timeout / TURNS)
+            unanswered = self.unanswered()
+            expected &= unanswered
+            if self.blocked or not expected:
+                expected, turns = unanswered, 0
+            elif (turns := turns + 1) == TURNS:
+                self.lose(f"it has not answered for {self._answer_timeout:g} seconds")
+
     def _peek(self, event: Control) -> None:
         """Learn from a frame, which is the control plane's, what it means for the lanes."""
         method = event.method
@@ -270,7 +292,7 @@ class Link:
             self.lanes.pop(event.channel, None)
         elif method == frames.BASIC_CANCEL and (lane := self.lanes.get(event.channel)) is not None:
             lane.cancelled()
-            self.on_cancelled()
+            self.lose("a queue that was consumed from was deleted")
 
 
 def _reason(frame: bytes) -> tuple[int, str]:

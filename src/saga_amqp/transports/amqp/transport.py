@@ -36,12 +36,15 @@ class AmqpTransport:
     60 by default. `?name=…` is what the broker's operators see. `connect_timeout` is in seconds. `buffer` is how many
     bytes may wait to be sent before `publish` waits.
 
+    The connection is given up when a message is not confirmed, or a question not answered, for `answer_timeout`,
+    seconds, or at most twice as long. The time in which the broker blocks publishers does not count.
+
     Of several URLs, say of a cluster's nodes, each is tried in its turn, and given `connect_timeout`, until one works.
 
     A broken connection is not made again: `renewed` gives another transport to enter, which begins with the next URL.
     All methods belong to one event loop.
 
-    Raises: ConnectFailedError, when a URL cannot be used.
+    Raises: ConnectFailedError, when a URL cannot be used; ValueError.
     """
 
     def __init__(
@@ -51,10 +54,13 @@ class AmqpTransport:
         ssl_context: ssl.SSLContext | None = None,
         heartbeat: int | None = None,
         connect_timeout: float = 10.0,
+        answer_timeout: float = 60.0,
         buffer: int = 1_048_576,
     ) -> None:
         self._urls = (url,) if isinstance(url, str) else tuple(url)
         self._addresses = tuple(parse(each, heartbeat) for each in self._urls)
+        if not answer_timeout > 0:
+            raise ValueError(f"answer_timeout is {answer_timeout}, and has to be above 0")
         self._heartbeat = heartbeat
         self._tried = 0
         if not self._urls:
@@ -63,6 +69,7 @@ class AmqpTransport:
             _check_security(address, ssl_context)
         self._ssl_context = ssl_context
         self._connect_timeout = connect_timeout
+        self._answer_timeout = answer_timeout
         self._buffer = buffer
         self._entered = False
         self._stack = AsyncExitStack()
@@ -139,12 +146,24 @@ class AmqpTransport:
             ssl_context=self._ssl_context,
             heartbeat=self._heartbeat,
             connect_timeout=self._connect_timeout,
+            answer_timeout=self._answer_timeout,
             buffer=self._buffer,
         )
 
     async def missing(self, topology: Topology) -> Collection[str]:
-        """Return the names of the queues that do not exist. Raises: ConnectionLostError, TransportClosedError."""
-        return await self._up().control.run(partial(missing, topology))
+        """Return the names of the queues that do not exist.
+
+        If there are any, and the connection was used, it is given up: RabbitMQ goes on with what its channels knew of a
+        quorum queue when a new one has the name, and then neither confirms nor delivers (3.10).
+
+        Raises: ConnectionLostError, TransportClosedError.
+        """
+        connection = self._up()
+        names = await connection.control.run(partial(missing, topology))
+        if names and connection.is_used:
+            connection.link.lose(f"queues were deleted: {', '.join(sorted(names))}")
+            self._up()
+        return names
 
     async def declare(self, topology: Topology) -> None:
         """Create what is missing; what exists must be as asked. Cancelled, some of it may have been created.
@@ -227,7 +246,7 @@ class AmqpTransport:
         try:
             with anyio.fail_after(self._connect_timeout):
                 stream = await dial(address, self._ssl_context)
-                connection = Connection(address, stream, self._buffer, self._ended)
+                connection = Connection(address, stream, self._buffer, self._answer_timeout, self._ended)
                 return await connection.open(tasks)
         except BaseException as error:
             if connection is not None:
