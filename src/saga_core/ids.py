@@ -1,6 +1,7 @@
 """ULIDs and tokens. All but a saga's own id is derived from that: nothing to store, and the same on every machine."""
 
 import re
+from functools import lru_cache
 from hashlib import blake2b
 
 from msgspec import Struct
@@ -12,6 +13,8 @@ CANONICAL_ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [first + second for first in _LETTERS for second in _LETTERS]
 """Crockford's base 32, ten bits at a time."""
+
+_SHIFTS = tuple(range(70, -1, -10))
 
 
 class Origin(Struct, frozen=True, gc=False):
@@ -31,8 +34,7 @@ class Origin(Struct, frozen=True, gc=False):
 
 def ulid(milliseconds: int, chance: bytes) -> str:
     """Return the ULID of a moment since 1970, UTC, and of ten bytes of chance."""
-    number = milliseconds << 80 | int.from_bytes(chance, "big")
-    return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+    return _moment(milliseconds) + _sixteen_letters(chance)
 
 
 def step_id(saga_id: str, name: str) -> str:
@@ -58,5 +60,14 @@ def token_of(origin: Origin, operation: Operation, attempt: int) -> str:
 
 def _derived_id(saga_id: str, what: bytes) -> str:
     """Return a ULID with the time of the saga's, its first ten letters, and a digest in the place of chance."""
-    chance = int.from_bytes(blake2b(saga_id.encode() + what, digest_size=10).digest(), "big")
-    return saga_id[:10] + "".join([_PAIRS[chance >> shift & 1023] for shift in range(70, -1, -10)])
+    return saga_id[:10] + _sixteen_letters(blake2b(saga_id.encode() + what, digest_size=10).digest())
+
+
+@lru_cache(1)
+def _moment(milliseconds: int) -> str:
+    return "".join([_PAIRS[milliseconds >> shift & 1023] for shift in range(40, -1, -10)])
+
+
+def _sixteen_letters(digest: bytes) -> str:
+    number = int.from_bytes(digest, "big")
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])

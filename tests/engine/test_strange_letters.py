@@ -10,7 +10,7 @@ from pamqp.header import ContentHeader
 
 from saga_amqp import Config, MemoryTransport, UnroutableError
 from saga_amqp.contracts import Delivery, Message
-from saga_amqp.poison import Poison, Reason, burial, examine, unroutable
+from saga_amqp.poison import Examined, Poison, Reason, burial, examine, unroutable
 from saga_amqp.transports.amqp import frames
 from saga_amqp.transports.amqp.frames import Delivered
 from saga_amqp.transports.amqp.lanes import AmqpDelivery, ConsumeLane
@@ -37,7 +37,7 @@ def properties(**given: Any) -> bytes:
 
 
 def test_headers_that_cannot_be_read_are_no_matter_where_nobody_needs_them() -> None:
-    assert examine(delivery(STRANGE), CONFIG.step_queue, CONFIG) == (RUN, None, 0)
+    assert examine(delivery(STRANGE), CONFIG.step_queue, CONFIG) == Examined(RUN, None)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,8 @@ def test_headers_that_cannot_be_read_are_no_matter_where_nobody_needs_them() -> 
     ids=["whether it died", "how often it came back"],
 )
 def test_a_message_whose_headers_cannot_say_what_befell_it_is_not_run(queue: str, redelivered: bool) -> None:
-    command, poison, _ = examine(delivery(STRANGE, redelivered=redelivered), queue, CONFIG)
+    examined = examine(delivery(STRANGE, redelivered=redelivered), queue, CONFIG)
+    command, poison = examined.command, examined.poison
     assert command == RUN
     assert poison is not None
     assert "headers of a message cannot be decoded" in str(poison)

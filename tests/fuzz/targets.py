@@ -492,7 +492,8 @@ def _take_letter(data: bytes) -> str:
     event = Delivered(CONSUMING, 1, bool(where[0] & 1), data[3 : 3 + size], data[3 + size :])
     delivery = AmqpDelivery(lane, event)
     queue = CONFIG.orchestrator if where[0] & 2 else CONFIG.step_queue
-    command, found, _ = poison.examine(delivery, queue, CONFIG)
+    examined = poison.examine(delivery, queue, CONFIG)
+    command, found = examined.command, examined.poison
     if found is not None:
         _bury(found, delivery, queue)
         return Poison.__name__
