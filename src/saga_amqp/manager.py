@@ -36,21 +36,21 @@ from saga_core import (
     Step,
     StepResolved,
     SuspendRequested,
-    created,
     encode_payload,
     failed,
     failure_of,
-    new_saga,
     redeem,
     saga_of,
     succeeded,
 )
+from saga_core.history import create
 from saga_core.ids import ulid
 from saga_core.options import NO_OPTIONS
+from saga_core.plan import plan_saga
 
 
 def _new_id() -> str:
-    return ulid(time.time_ns() // 1_000_000, os.urandom(10))
+    return ulid(time.time_ns() // 1_000_000, os.urandom(16))
 
 
 def _new_secret() -> str:
@@ -154,8 +154,8 @@ class Manager:
         StoreUnavailableError, it may be in the store, and then goes on: a key makes it safe to start it again.
         """
         self._life.check_open()
-        saga = self._new(name, steps, context, options)
-        outcome = created(saga)
+        outcome = self._new(name, steps, context, options)
+        saga = outcome.saga
         self._config.observe(Point.COMMITTING, saga.id)
         stored = await self._store.create(saga, unpublished=self._outgoing.note(outcome))
         if stored.id == saga.id:
@@ -351,13 +351,13 @@ class Manager:
         saga = await self.get(saga_of(token))
         return (await self._apply(saga, failed(redeem(saga, token), self._clock(), failure_of(error)))).saga
 
-    def _new(self, name: str, steps: Sequence[Step[Any]], context: object, options: Options) -> Saga:
+    def _new(self, name: str, steps: Sequence[Step[Any]], context: object, options: Options) -> Outcome:
         id, secret = self._new_id(), self._new_secret()
-        saga = new_saga(name, steps, context, id=id, at=self._clock(), options=options, secret=secret)
-        self._config.check(saga.name, saga.plan.steps)
-        return saga
+        plan = plan_saga(name, steps, context, id=id, at=self._clock(), options=options, secret=secret)
+        self._config.check(name, plan.steps)
+        return create(plan)
 
-    def _enlist(self, dialect: Dialect, saga: Saga) -> Work[Saga]:
+    def _enlist(self, dialect: Dialect, outcome: Outcome) -> Work[Saga]:
         store = self._store
         if not isinstance(store, InDatabase):
             raise StoreError(
@@ -365,7 +365,7 @@ class Manager:
             )
         if store.tables.dialect != dialect:
             raise StoreError(f"This connection is to {dialect}, and the store is in {store.tables.dialect}")
-        return enlist(saga, store.tables, publishes=self._config.publishes(created(saga)))
+        return enlist(outcome.saga, store.tables, publishes=self._config.publishes(outcome))
 
     async def _ask(self, saga: Saga, event: Event) -> Saga:
         answer = await self._apply(saga, event)

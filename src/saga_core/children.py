@@ -14,7 +14,7 @@ def child_saga(parent: Saga, command: StartChild, at: float) -> Saga:
     Raises: DefinitionError when the step has no child; UnknownStepError.
     """
     step = parent.plan.steps[parent.plan.position(command.step)]
-    return begin(plan_child(parent.plan, step, command.attempt, at))
+    return begin(plan_child(parent.plan, step, command.attempt, at)).saga
 
 
 def order_to_undo(

@@ -16,8 +16,9 @@ from saga_core.events import (
     StepSkipped,
     StepSucceeded,
 )
-from saga_core.machine import outstanding
+from saga_core.machine import begin, outstanding
 from saga_core.model import Saga
+from saga_core.plan import Plan
 from saga_core.remote import asked_by
 from saga_core.shortcut import transition
 
@@ -43,8 +44,14 @@ class Outcome(Struct, frozen=True, gc=False):
     ignored: str | None = None
 
 
+def create(plan: Plan) -> Outcome:
+    """Make the saga of a plan, and return what its creation causes."""
+    first = begin(plan)
+    return Outcome(first.saga, first.commands, news(None, first.saga))
+
+
 def created(saga: Saga) -> Outcome:
-    """Return what the creation of a saga causes."""
+    """Return what the creation of a saga has caused, from the saga as it was created."""
     return Outcome(saga, outstanding(saga), news(None, saga))
 
 

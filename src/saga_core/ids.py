@@ -14,7 +14,8 @@ _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [first + second for first in _LETTERS for second in _LETTERS]
 """Crockford's base 32, ten bits at a time."""
 
-_SHIFTS = tuple(range(70, -1, -10))
+_OF_BYTES = _LETTERS.encode() * 8
+"""The letter of each byte."""
 
 
 class Origin(Struct, frozen=True, gc=False):
@@ -33,8 +34,9 @@ class Origin(Struct, frozen=True, gc=False):
 
 
 def ulid(milliseconds: int, chance: bytes) -> str:
-    """Return the ULID of a moment since 1970, UTC, and of ten bytes of chance."""
-    return _moment(milliseconds) + _sixteen_letters(chance)
+    """Return the ULID of a moment since 1970, UTC, and of sixteen bytes of chance, one for each letter."""
+    last = _PAIRS[milliseconds >> 10 & 1023] + _PAIRS[milliseconds & 1023]
+    return _age(milliseconds >> 20) + last + chance.translate(_OF_BYTES).decode()
 
 
 def step_id(saga_id: str, name: str) -> str:
@@ -60,14 +62,11 @@ def token_of(origin: Origin, operation: Operation, attempt: int) -> str:
 
 def _derived_id(saga_id: str, what: bytes) -> str:
     """Return a ULID with the time of the saga's, its first ten letters, and a digest in the place of chance."""
-    return saga_id[:10] + _sixteen_letters(blake2b(saga_id.encode() + what, digest_size=10).digest())
+    chance = int.from_bytes(blake2b(saga_id.encode() + what, digest_size=10).digest(), "big")
+    return saga_id[:10] + "".join([_PAIRS[chance >> shift & 1023] for shift in range(70, -1, -10)])
 
 
 @lru_cache(1)
-def _moment(milliseconds: int) -> str:
-    return "".join([_PAIRS[milliseconds >> shift & 1023] for shift in range(40, -1, -10)])
-
-
-def _sixteen_letters(digest: bytes) -> str:
-    number = int.from_bytes(digest, "big")
-    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+def _age(number: int) -> str:
+    """Return the first six letters of all ULIDs that are made within a quarter of an hour."""
+    return "".join([_PAIRS[number >> shift & 1023] for shift in (20, 10, 0)])

@@ -115,7 +115,7 @@ def new_saga(
 
     Raises: DefinitionError, PayloadError.
     """
-    return begin(plan_saga(name, steps, context, id=id, at=at, options=options, secret=secret))
+    return begin(plan_saga(name, steps, context, id=id, at=at, options=options, secret=secret)).saga
 
 
 def decide(saga: Saga, event: Event) -> Transition:
@@ -193,15 +193,15 @@ def awaits(saga: Saga, command: Command) -> bool:
     return record.state is COMPENSATING and record.compensation_attempt == command.attempt and record.is_out
 
 
-def begin(plan: Plan) -> Saga:
-    """Return the saga of a plan at its first moment, with its first steps in flight unless it starts later."""
+def begin(plan: Plan) -> Transition:
+    """Make the saga of a plan at its first moment, with its first steps in flight unless it starts later."""
     blank, at = untouched(len(plan.steps)), plan.created_at
     saga = Saga(plan, SAGA_STARTED, 0, blank, at, ready=plan.graph.roots, wakes=(inf,) * len(blank))
     draft = open_draft(saga, at)
     if not too_early(draft):
         begin_ready(draft)
         settle(draft)
-    return close(draft, 0).saga
+    return close(draft, 0)
 
 
 # The rules. Each works on a draft, and returns why the event is ignored, or None.

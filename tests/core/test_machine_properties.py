@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from hypothesis import event as label
 from hypothesis import given, settings
+from msgspec.structs import replace
 
 from saga_core import (
     TABLE,
@@ -26,6 +27,7 @@ from saga_core import (
     TimePassed,
     awaits,
     consequences,
+    created,
     decode_event,
     decode_saga,
     encode_event,
@@ -35,6 +37,7 @@ from saga_core import (
     transition,
     wake_at,
 )
+from saga_core.history import create
 from saga_core.machine import decide
 
 from .model import BACKWARD, FORWARD, Model
@@ -368,3 +371,12 @@ def test_the_model_knows_all_that_a_user_can_see() -> None:
     """A field that is added to a saga has to be added to the model."""
     derived = {"running", "undoing", "ready", "tips", "stuck", "wakes"}
     assert {*OF_A_SAGA, "plan", "progress"} | derived == set(Saga.__struct_fields__)
+
+
+@property_test
+@given(definitions())
+def test_what_a_creation_causes_can_be_told_from_the_saga(definition: Definition) -> None:
+    saga = definition.saga()
+    first = create(saga.plan)
+    assert (first.saga, set(first.commands)) == (saga, set(outstanding(saga)))
+    assert first == replace(created(saga), commands=first.commands)
