@@ -237,8 +237,8 @@ class _Sending:
 
     def __init__(self, config: Config, count: int) -> None:
         self.done = anyio.Event()
-        self.errors: list[TransportError] = []
-        self.refused: list[Poison] = []
+        self.errors: tuple[TransportError, ...] = ()
+        self.refused: tuple[Poison, ...] = ()
         self._config = config
         self._left = count
 
@@ -248,12 +248,12 @@ class _Sending:
             poison = unroutable(message, error, self._config) if isinstance(error, UnroutableError) else None
             if poison is not None:
                 return self.refuse(poison)
-            self.errors.append(error)
+            self.errors += (error,)
         self._count()
 
     def refuse(self, poison: Poison) -> None:
         """Note a message that nobody takes."""
-        self.refused.append(poison)
+        self.refused += (poison,)
         self._count()
 
     def _count(self) -> None:

@@ -127,8 +127,9 @@ def answer_event(command: Execute | Compensate, answer: object, at: float) -> Ev
         return StepDeferred(command.step, command.attempt, at)
     if isinstance(answer, Skip):
         return StepSkipped(command.step, command.attempt, _text(answer.reason), at)
-    what = f"The output of {command.action!r} in step {command.step!r} of saga {command.saga}"
-    return StepSucceeded(command.step, command.attempt, encode_payload(answer, what), at)
+    what = "The output of %r in step %r of saga %s"
+    output = encode_payload(answer, what, command.action, command.step, command.saga)
+    return StepSucceeded(command.step, command.attempt, output, at)
 
 
 def failure_event(command: Execute | Compensate, error: Failure, at: float) -> Event:

@@ -139,8 +139,8 @@ class Saga(Struct, frozen=True, gc=False):
         raw = self.plan.steps[position].input
         if input_type is None:
             return self._view(position, cast("InputT", decode_object(raw)))
-        what = f"The input of step {name!r} of saga {self.plan.id}"
-        return self._view(position, decode_payload(raw, input_type, what))
+        input_ = decode_payload(raw, input_type, "The input of step %r of saga %s", name, self.plan.id)
+        return self._view(position, input_)
 
     def progress_of(self, name: str) -> Progress:
         """Return what has become of one step.

@@ -25,10 +25,10 @@ _encode = msgspec.json.Encoder().encode
 _object: msgspec.json.Decoder[dict[str, object]] = msgspec.json.Decoder(dict[str, object])
 
 
-def encode_payload(value: object, what: str) -> Raw:
+def encode_payload(value: object, what: str, *of: object) -> Raw:
     """Write a payload: a mapping, a msgspec Struct, a dataclass or None, which stands for an empty object.
 
-    `what` names the payload in the error. Raises: PayloadError.
+    `what` names the payload in the error, with `of` put in by `%`. Raises: PayloadError.
     """
     if value is None:
         return EMPTY
@@ -37,35 +37,40 @@ def encode_payload(value: object, what: str) -> Raw:
         # JSON has no NaN and msgspec writes null for it: the reader would see a value that nobody wrote.
         nonfinite = b"null" in raw and _has_nonfinite(msgspec.to_builtins(value, enc_hook=_nothing))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise PayloadError(f"{what} cannot be written as JSON: {error}") from error
+        raise PayloadError(f"{_named(what, of)} cannot be written as JSON: {error}") from error
     if raw[:1] != b"{":
         raise PayloadError(
-            f"{what} must be a JSON object (a dict, Struct or dataclass), not {type(value).__name__}"
+            f"{_named(what, of)} must be a JSON object (a dict, Struct or dataclass), not {type(value).__name__}"
         )
     if raw == b"{}":
         return EMPTY
     if len(raw) > 2 * DEEPEST and raw.count(b"{") + raw.count(b"[") > DEEPEST and _depth(raw) > DEEPEST:
-        raise PayloadError(f"{what} is nested deeper than {DEEPEST} objects and lists")
+        raise PayloadError(f"{_named(what, of)} is nested deeper than {DEEPEST} objects and lists")
     if nonfinite:
-        raise PayloadError(f"{what} holds a number that JSON cannot (NaN or infinite)")
+        raise PayloadError(f"{_named(what, of)} holds a number that JSON cannot (NaN or infinite)")
     return Raw(raw)
 
 
-def decode_payload(raw: Raw, type_: type[T], what: str) -> T:
+def decode_payload(raw: Raw, type_: type[T], what: str, *of: object) -> T:
     """Read a payload into a type, validating it; every call returns fresh objects.
 
-    `what` names the payload in the error. Raises: PayloadError, naming the field that does not fit.
+    `what` names the payload in the error, with `of` put in by `%`. Raises: PayloadError, naming the field that does
+    not fit.
     """
     try:
         return msgspec.json.decode(raw, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         name = getattr(type_, "__name__", str(type_))
-        raise PayloadError(f"{what} does not fit {name}: {error}") from error
+        raise PayloadError(f"{_named(what, of)} does not fit {name}: {error}") from error
 
 
 def decode_object(raw: Raw) -> dict[str, object]:
     """Read a payload that `encode_payload` wrote, without a schema."""
     return _object.decode(raw)
+
+
+def _named(what: str, of: tuple[object, ...]) -> str:
+    return what % of if of else what
 
 
 def _nothing(raw: object) -> None:

@@ -210,18 +210,17 @@ def plan_saga(
     Raises: DefinitionError, PayloadError; both name the saga and the step.
     """
     planned, graph = _plan_steps(name, steps, 0)
-    where = f"Saga {name!r}"
     if not isinstance(cast("object", id), str) or CANONICAL_ULID.fullmatch(id) is None:
-        raise DefinitionError(f"{where}: the id {id!r} is not a ULID, in capitals")
+        raise DefinitionError(f"Saga {name!r}: the id {id!r} is not a ULID, in capitals")
     if not isfinite(at):
-        raise DefinitionError(f"{where} cannot begin at {at}; give seconds since 1970")
-    raw = encode_payload(context, f"{where}: the context")
+        raise DefinitionError(f"Saga {name!r} cannot begin at {at}; give seconds since 1970")
+    raw = encode_payload(context, "Saga %r: the context", name)
     plan = Plan(id, name, planned, raw, float(at), options, None, secret)
     vars(plan)["graph"] = graph
     try:
         json.encode(plan)
     except UnicodeEncodeError as error:
-        raise DefinitionError(f"{where} holds text that cannot be kept: {error}") from error
+        raise DefinitionError(f"Saga {name!r} holds text that cannot be kept: {error}") from error
     return plan
 
 
@@ -258,7 +257,7 @@ def _plan_step(saga: str, step: "Step[Any]", depth: int) -> StepPlan:
         step.name,
         step.action,
         step.compensation,
-        encode_payload(step.input, f"Saga {saga!r}: the input of step {step.name!r}"),
+        encode_payload(step.input, "Saga %r: the input of step %r", saga, step.name),
         None if step.depends_on is None else tuple(step.depends_on),
         step.when,
         step.retry,
