@@ -21,6 +21,7 @@ from saga_core import (
     encode_saga,
     new_saga,
     outstanding,
+    when,
 )
 
 from .notation import BORN, ID, play, saga_of, step_of
@@ -56,6 +57,7 @@ BAD_STEPS = {
         [Step(name="pay", action="")], "Saga 'trip': step 1 needs a name and an action .* 'pay' and ''"),
     "an empty compensation": (
         [Step(name="pay", action="do_pay", compensation="")], "Saga 'trip': step 'pay' .*compensation ''"),
+    "a name that cannot be hashed": ([Step(name=["a"], action="do_a")], r"Saga 'trip': step 1 .*\['a'\] and"),  # type: ignore
     "a name that is no text": ([Step(name=5, action="do_b")], "Saga 'trip': step 1 .* 5 and"),  # type: ignore
     "an action that is no text": (
         [Step(name="a", action=None)], "Saga 'trip': step 1 .*None"),  # type: ignore
@@ -73,6 +75,16 @@ BAD_STEPS = {
 def test_a_definition_that_cannot_be_run_is_refused(steps: list[Step], message: str) -> None:
     with pytest.raises(DefinitionError, match=message):
         define(*steps)
+
+
+def test_sagas_of_a_kind_that_is_known_keep_what_they_differ_in() -> None:
+    """One is like the other to Python, but not in JSON: 1 is not true."""
+    for value, timeout in ((1, 5.0), (True, 5)):
+        (step,) = define(
+            Step(name="pay", action="do_pay", when=when("x", "==", value), timeout=timeout)
+        ).plan.steps
+        assert step.when is not None
+        assert (type(step.when.value), type(step.timeout)) == (type(value), float)
 
 
 @pytest.mark.parametrize("name", ["", None, 5, SURROGATE])

@@ -50,6 +50,22 @@ def test_a_token_brings_the_result_of_a_deferred_compensation() -> None:
     assert transition(saga, succeeded(callback, BORN + 5)).saga.is_compensated
 
 
+def test_a_step_of_no_saga_has_neither_id_nor_token() -> None:
+    step = Step(name="a", action="do_a")
+    assert (step.id, step.token) == ("", "")
+
+
+def test_a_printed_step_gives_no_secret_away() -> None:
+    assert "s3cret" not in repr(deferred().step("a"))
+
+
+@pytest.mark.parametrize("zero", ["00", "+0", " 0", "-0", "0_0"])
+def test_a_token_is_good_as_it_was_made_only(zero: str) -> None:
+    saga = deferred()
+    with pytest.raises(TokenError):
+        redeem(saga, saga.token("a", "execute").replace(".0.", f".{zero}."))
+
+
 def test_a_step_shows_the_token_of_what_it_does_at_present() -> None:
     saga = deferred()
     assert saga.step("a").token == saga.token("a", "execute")
