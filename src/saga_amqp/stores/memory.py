@@ -23,6 +23,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
+        self._timers: dict[str, float] = {}
         self._awaited: dict[str, anyio.Event] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._unpublished: dict[Commit, float] = {}
@@ -46,7 +47,8 @@ class MemoryStore:
             raise SagaExistsError(
                 f"Saga {saga.id} is in the store already; every start needs an id of its own"
             )
-        self._rows[saga.id] = _Row(saga, saga, wake_at(saga), [])
+        self._rows[saga.id] = _Row(saga, saga, [])
+        self._time(saga)
         if key is not None:
             self._keys[saga.name, key] = saga.id
         if unpublished is not None:
@@ -64,8 +66,9 @@ class MemoryStore:
             raise ConflictError(
                 f"Saga {saga.id} is at revision {row.saga.revision}, and this commit expects {saga.revision - 1}"
             )
-        row.saga, row.wake_at = saga, wake_at(saga)
+        row.saga = saga
         row.events.append(event)
+        self._time(saga)
         if unpublished is not None:
             self._unpublished[saga.id, saga.revision] = unpublished
         if saga.at_rest:
@@ -81,6 +84,7 @@ class MemoryStore:
                 f"Saga {saga_id} is at revision {row.saga.revision} and not {revision}: it is not deleted"
             )
         del self._rows[saga_id]
+        self._timers.pop(saga_id, None)
         if row.saga.plan.options.key is not None:
             del self._keys[row.saga.name, row.saga.plan.options.key]
         await self.mark_published([one for one in self._unpublished if one[0] == saga_id])
@@ -118,14 +122,10 @@ class MemoryStore:
 
     async def claim_due(self, before: float, until: float, limit: int) -> Sequence[str]:
         """Return the ids of sagas that are due, and put them off."""
-        due = sorted(
-            (row.wake_at, saga_id)
-            for saga_id, row in self._rows.items()
-            if row.wake_at is not None and row.wake_at <= before
-        )
-        for _, saga_id in due[:limit]:
-            self._rows[saga_id].wake_at = until
-        return [saga_id for _, saga_id in due[:limit]]
+        due = sorted((moment, saga_id) for saga_id, moment in self._timers.items() if moment <= before)
+        claimed = [saga_id for _, saga_id in due[:limit]]
+        self._timers |= dict.fromkeys(claimed, until)
+        return claimed
 
     async def claim_unpublished(self, before: float, until: float, limit: int) -> Sequence[Commit]:
         """Return commits that nobody has published yet, and note them anew."""
@@ -151,6 +151,14 @@ class MemoryStore:
             self._hinted.set()
             self._hinted = None
 
+    def _time(self, saga: Saga) -> None:
+        """Note when time will next change something in a saga."""
+        moment = wake_at(saga)
+        if moment is not None:
+            self._timers[saga.id] = moment
+        elif self._timers:
+            self._timers.pop(saga.id, None)
+
     def _wake(self, saga_id: str) -> None:
         """Wake who waits for a saga to rest."""
         if (awaited := self._awaited.pop(saga_id, None)) is not None:
@@ -166,5 +174,4 @@ class MemoryStore:
 class _Row(Struct, gc=False):
     origin: Saga
     saga: Saga
-    wake_at: float | None
     events: list[Event]
