@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from saga_core import Saga, outstanding, wake_at
+from saga_core import Saga, Step, outstanding, wake_at
 
 
 def told(value: object) -> Any:
@@ -30,10 +30,16 @@ def told_of(saga: Saga) -> dict[str, Any]:
     return {
         **{name: told(getattr(saga, name)) for name in names},
         "options": told(saga.plan.options),
-        "steps": [told(step) for step in saga.steps],
+        "steps": [_step(step) for step in saga.steps],
         "outstanding": told(outstanding(saga)),
         "wake_at": wake_at(saga),
     }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    fields: dict[str, Any] = told(step)
+    del fields["origin"]
+    return fields | {"id": step.id, "token": step.token}
 
 
 def agrees(now: Any, then: Any) -> bool:
