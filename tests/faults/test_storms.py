@@ -7,8 +7,6 @@ that it should have, each handler has done what it should, nothing is in any que
 # Neither a broker nor a transport tells when it is in trouble: they have to be asked again and again.
 # ruff: noqa: ASYNC110
 
-import itertools
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -138,20 +136,7 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-SLOW = ("short of memory", "short of disk", "half-open", "deaf", "dumb", "restarted", "killed", "emptied")
-"""What takes seconds: on one event loop each, in turn, and on both where SAGA_TEST_LONG is set."""
-
-
-def cases() -> Iterator[tuple[str, str]]:
-    """Return which faults are to strike on which event loops."""
-    loops = itertools.cycle(("asyncio", "trio"))
-    for fault in FAULTS:
-        both = fault not in SLOW or "SAGA_TEST_LONG" in os.environ
-        for loop in ("asyncio", "trio") if both else (next(loops),):
-            yield loop, fault
-
-
-@pytest.mark.parametrize(("anyio_backend", "fault"), list(cases()))
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_every_saga_comes_to_rest(storm: Storm, fault: str) -> None:
     before = partial(anyio.to_thread.run_sync, storm.node.write_down) if fault == "killed" else None
     await storm.rage(FAULTS[fault], before=before)
