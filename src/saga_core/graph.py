@@ -1,6 +1,7 @@
 """Who waits for whom: a saga's steps as a directed graph without cycles, checked once and read by position."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -8,6 +9,9 @@ from saga_core.errors import DefinitionError
 
 # The records of steps are kept in tuples of this length, in one tuple: to replace one is to copy two short tuples.
 CHUNK = 32
+
+# How many kinds of sagas have their graph remembered. One of 1,000 steps takes a few hundred kilobytes.
+REMEMBERED = 128
 
 
 class Handover(Struct, frozen=True, gc=False):
@@ -43,6 +47,7 @@ class Graph(Struct, frozen=True, gc=False):
     behind: int
 
 
+@lru_cache(REMEMBERED)
 def build_graph(
     names: tuple[str, ...],
     depends_on: tuple[tuple[str, ...] | None, ...],
@@ -52,7 +57,8 @@ def build_graph(
 ) -> Graph:
     """Build the graph of named steps. None depends on the step before, an empty tuple on nothing.
 
-    `plain` are the steps that begin without a condition, a clock or a child; `where` names the saga in errors.
+    `plain` are the steps that begin without a condition, a clock or a child; `where` names the saga in errors. Sagas
+    of one kind share their graph: it is remembered.
 
     Raises: DefinitionError for an unknown name, a name twice, a cycle, or a step beside the pivot.
     """

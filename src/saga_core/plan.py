@@ -10,7 +10,7 @@ from msgspec import Raw, Struct, field, json
 
 from saga_core.conditions import Condition
 from saga_core.errors import DefinitionError, UnknownStepError
-from saga_core.graph import Graph, build_graph
+from saga_core.graph import REMEMBERED, Graph, build_graph
 from saga_core.ids import CANONICAL_ULID, Origin, child_id, step_id, token_of
 from saga_core.options import NO_OPTIONS, Options, check_seconds, seconds
 from saga_core.payload import EMPTY, encode_payload
@@ -25,9 +25,6 @@ else:
     from typing import TypeVar
 
     InputT = TypeVar("InputT")
-
-REMEMBERED = 128
-"""How many kinds of sagas are remembered, with their graphs. That of 1,000 steps takes a few hundred kilobytes."""
 
 DEEPEST_CHILD = 20
 """How many child sagas may lie within each other."""
@@ -323,7 +320,7 @@ def _form(saga: str, step: "Step[Any] | StepPlan") -> _Form:
 
 @lru_cache(REMEMBERED)
 def _check(name: str, steps: tuple[_Form, ...]) -> Graph:
-    """Check a definition, and return its graph. Both are remembered: there are few kinds of sagas, and many of each."""
+    """Check a definition, and return its graph. That it was checked is remembered, too."""
     where = f"Saga {name!r}"
     if not _usable(name):
         raise DefinitionError(f"A saga needs a name, not {name!r}")
@@ -361,7 +358,6 @@ def _check_step(where: str, place: int, step: _Form) -> None:
     check_seconds(where, timeout=timeout, total_timeout=total, compensation_timeout=compensation)
 
 
-@lru_cache(REMEMBERED)
 def _graph(name: str, steps: tuple[_Form, ...]) -> Graph:
     where = f"Saga {name!r}"
     pivots = [position for position, step in enumerate(steps) if step.pivot]

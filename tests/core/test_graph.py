@@ -12,6 +12,8 @@ from saga_core import (
     RetryPolicy,
     Step,
     TimePassed,
+    decode_saga,
+    encode_saga,
     new_saga,
     outstanding,
     transition,
@@ -204,3 +206,11 @@ def test_a_graph_with_more_paths_than_anybody_can_walk_is_checked() -> None:
     words = "a0<" + "".join(f" l{n}<a{n} r{n}<a{n} a{n + 1}<l{n}+r{n}" for n in range(40)) + " end!"
     assert saga_of(words).plan.graph.behind == 0
     assert saga_of(words.replace("a0<", "a0!<").replace("end!", "end")).plan.graph.behind == (1 << 122) - 2
+
+
+def test_sagas_of_a_kind_share_their_graph_whatever_else_they_differ_in() -> None:
+    first, second = (
+        new_saga("trip", [Step(name="a", action=f"do_{number}", timeout=number)], id=ID, at=BORN)
+        for number in (1.0, 2.0)
+    )
+    assert first.plan.graph is second.plan.graph is decode_saga(encode_saga(first)).plan.graph
