@@ -6,8 +6,6 @@ What a handler has to look like is checked in `saga_core.handlers`.
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
-import msgspec
-
 from saga_core import (
     CompensationHandler,
     Condition,
@@ -82,16 +80,16 @@ class Action(Generic[InputT]):
         pivot: bool = False,
     ) -> Step[InputT]:
         """Make a step that runs this action; its name is the function's unless given."""
-        step: Step[InputT] = Step(
+        given: dict[str, Any] = self._policies if input is None else {**self._policies, "input": input}
+        return Step(
             name=name or self.__name__,
             action=self.name,
             compensation=self.compensation_name,
             depends_on=depends_on,
             when=when,
             pivot=pivot,
-            **self._policies,
+            **given,
         )
-        return step if input is None else msgspec.structs.replace(step, input=input)
 
 
 class Registry:
