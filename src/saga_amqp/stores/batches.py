@@ -1,11 +1,11 @@
-"""Group commit: jobs that come while others are being done are done together, in one transaction, in a thread.
+"""Group commit: jobs that come while others are being done are done together, in one transaction.
 
-While one batch is being written the next one gathers; alone, a job waits for nobody. So nothing is delayed to
-gather more, and the busier a store is, the more commits share the price of one.
+While one batch is being written the next one gathers; alone, a job waits for nobody. So nothing is delayed to gather
+more, and the busier a store is, the more commits share the price of one.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from typing import Generic, TypeVar
 
@@ -18,18 +18,20 @@ from saga_amqp.errors import StoreError
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
+Work = Callable[[Sequence[JobT]], Awaitable[Sequence[ResultT | Exception]]]
+
 MOST_AT_ONCE = 500
 """Jobs in a batch: so that one transaction stays short."""
 
 
 class Batches(Generic[JobT, ResultT]):
-    """Hands jobs to a function that blocks, many at a time, one call after the other.
+    """Hands jobs on, many at a time, one call after the other.
 
-    `work` runs in a worker thread and returns an answer for each job, in order: a result, or the exception that this
-    job alone ends with. What it raises ends all of them.
+    `work` returns an answer for each job, in order: a result, or the exception that this job alone ends with. What it
+    raises ends all of them. One that blocks is given as `in_a_thread(work)`.
     """
 
-    def __init__(self, work: Callable[[Sequence[JobT]], Sequence[ResultT | Exception]]) -> None:
+    def __init__(self, work: Work[JobT, ResultT]) -> None:
         self._work = work
         self._gathering: deque[_Batch[JobT, ResultT]] = deque()
         self._under_way: _Batch[JobT, ResultT] | None = None
@@ -73,7 +75,6 @@ class Batches(Generic[JobT, ResultT]):
 
     async def run(self) -> None:
         """Do jobs until `close`. Shielded from cancellation: whoever waits for a job can rely on an answer."""
-        limiter = CapacityLimiter(1)
         with anyio.CancelScope(shield=True):
             while self._open or self._gathering:
                 if not self._gathering:
@@ -84,7 +85,7 @@ class Batches(Generic[JobT, ResultT]):
                 batch.tickets = [ticket for ticket in batch.tickets if not ticket.abandoned]
                 batch.abandoned = False
                 if batch.tickets:
-                    await self._do_all(batch, limiter)
+                    await self._do_all(batch)
                 self._under_way = None
 
     def close(self) -> None:
@@ -104,12 +105,10 @@ class Batches(Generic[JobT, ResultT]):
         self._wanted.set()
         return batch, ticket
 
-    async def _do_all(self, batch: "_Batch[JobT, ResultT]", limiter: CapacityLimiter) -> None:
+    async def _do_all(self, batch: "_Batch[JobT, ResultT]") -> None:
         answers: Sequence[ResultT | Exception]
         try:
-            answers = await anyio.to_thread.run_sync(
-                self._work, [ticket.job for ticket in batch.tickets], limiter=limiter
-            )
+            answers = await self._work([ticket.job for ticket in batch.tickets])
         except Exception as error:
             # Each is raised somewhere else, with a traceback of its own.
             answers = [_copy(error) for _ in batch.tickets]
@@ -118,6 +117,18 @@ class Batches(Generic[JobT, ResultT]):
             if ticket.then is not None and not isinstance(answer, Exception):
                 ticket.then(answer)
         batch.done.set()
+
+
+def in_a_thread(work: Callable[[Sequence[JobT]], Sequence[ResultT | Exception]]) -> Work[JobT, ResultT]:
+    """Have work that blocks done in a worker thread, whoever else uses them."""
+    limiter: CapacityLimiter | None = None  # made inside, where there is an event loop
+
+    async def do(jobs: Sequence[JobT]) -> Sequence[ResultT | Exception]:
+        nonlocal limiter
+        limiter = limiter or CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(work, jobs, limiter=limiter)
+
+    return do
 
 
 class _Batch(Generic[JobT, ResultT]):

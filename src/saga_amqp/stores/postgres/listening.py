@@ -8,8 +8,6 @@ import logging
 from collections.abc import Callable
 
 import anyio
-import anyio.to_thread
-from anyio import CapacityLimiter
 
 from saga_amqp.backoff import pauses
 from saga_amqp.errors import StoreError
@@ -43,11 +41,10 @@ class Listener:
 
     async def run(self) -> None:
         """Listen until cancelled."""
-        limiter = CapacityLimiter(1)
         pause = pauses()
         while True:
             try:
-                connection = await anyio.to_thread.run_sync(self._link.run, self._listen, limiter=limiter)
+                connection = await self._link.run(self._listen)
                 # Something may have happened before.
                 self._waiting.look_again()
                 self._hints.give()

@@ -109,7 +109,7 @@ class PostgresStore:
         self._stack.callback(self._disconnect)
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         try:
-            await anyio.to_thread.run_sync(self._prepare)
+            await self._prepare()
             self._writes.open()
             self._reads.open()
             tasks.start_soon(self._work)
@@ -230,18 +230,16 @@ class PostgresStore:
     async def _over(self, saga_ids: Collection[str]) -> Collection[str]:
         return cast("Collection[str]", await self._ask(Ended(list(saga_ids))))
 
-    # In worker threads
-
-    def _prepare(self) -> None:
+    async def _prepare(self) -> None:
         if self._upgrade:
-            upgrade_at(self._address)
-        self._writing.run(partial(check, address=self._address))
-
-    def _write(self, deeds: Sequence[Deed]) -> Answers[Done]:
-        self._hint_is_due = False  # before it is sent: who hints from now on wants another
-        return self._writer.do(deeds)
+            await anyio.to_thread.run_sync(upgrade_at, self._address)
+        await self._writing.run(partial(check, address=self._address))
 
     # In the background
+
+    async def _write(self, deeds: Sequence[Deed]) -> Answers[Done]:
+        self._hint_is_due = False  # before it is sent: who hints from now on wants another
+        return await self._writer.do(deeds)
 
     async def _work(self) -> None:
         """Do what is asked for until the store is left, and beside it what has to go on for as long."""
