@@ -191,6 +191,39 @@ async def test_who_waits_notices_the_end_of_a_saga_also_where_nobody_tells(
                 await shipped_order(other, saga)
 
 
+@pytest.mark.usefixtures("without_looking")
+async def test_to_wait_for_a_saga_that_was_seen_to_run_it_is_not_read(
+    url: str, statements: Counter[str]
+) -> None:
+    async with PostgresStore(named(url, "waits")) as one, PostgresStore(url) as other:
+        await wakes(one, other.hint)  # now it is connected, and listens
+        await one.count()  # and reads
+        before = statements["waits"]
+        with anyio.fail_after(DEADLINE):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(10):
+                    saga = await one.create(order())
+                    tasks.start_soon(one.rested, saga.id)
+                    await anyio.wait_all_tasks_blocked()
+                # Beside the creations a look at all that are waited for, when there is the first of them.
+                assert statements["waits"] - before <= 10 + 1
+                tasks.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("without_looking")
+async def test_a_saga_that_another_store_has_ended_is_not_thought_to_run(url: str) -> None:
+    async with PostgresStore(url) as one, PostgresStore(url) as other:
+        await wakes(one, other.hint)
+        saga, deleted = await one.create(order()), await one.create(order())
+        saga = await shipped_order(other, saga)
+        await other.delete(deleted.id)
+        await wakes(one, other.hint)  # what was told before has been heard
+        with anyio.fail_after(DEADLINE):
+            same(await one.rested(saga.id), saga)
+            with pytest.raises(SagaNotFoundError):
+                await one.rested(deleted.id)
+
+
 async def test_waiting_for_many_sagas_asks_the_database_next_to_nothing(
     url: str, statements: Counter[str]
 ) -> None:

@@ -77,9 +77,14 @@ class PostgresStore:
         self._known = Known()
         self._hints = Hints()
         self._hint_is_due = False
-        self._waiting = Waiting(self.load, self._changed, self._over, LOOK_EVERY)
+        self._waiting = Waiting(self.load, self._changed, self._over, LOOK_EVERY, self._told)
         self._listener = Listener(
-            self._listening, self._address, self._waiting, self._hints, lambda: self._writing.process
+            self._listening,
+            self._address,
+            self._waiting,
+            self._hints,
+            self._known,
+            lambda: self._writing.process,
         )
         self._entered = False
         self._stack = AsyncExitStack()
@@ -226,6 +231,10 @@ class PostgresStore:
 
     async def _changed(self) -> bool:
         return True  # the database can be asked this only by asking it all
+
+    def _told(self, saga_id: str) -> bool:
+        saga = self._known.get(saga_id)
+        return self._listener.hears and saga is not None and not saga.at_rest
 
     async def _over(self, saga_ids: Collection[str]) -> Collection[str]:
         return cast("Collection[str]", await self._ask(Ended(list(saga_ids))))
