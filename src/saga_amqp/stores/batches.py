@@ -1,7 +1,7 @@
 """Group commit: jobs that come while others are being done are done together, in one transaction.
 
 While one batch is being written the next one gathers; alone, a job waits for nobody. So nothing is delayed to gather
-more, and the busier a store is, the more commits share the price of one.
+more, but for a few turns of the event loop, and the busier a store is, the more commits share the price of one.
 """
 
 from collections import deque
@@ -10,6 +10,7 @@ from copy import copy
 from typing import Generic, TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from anyio import CapacityLimiter
 
@@ -28,11 +29,14 @@ class Batches(Generic[JobT, ResultT]):
     """Hands jobs on, many at a time, one call after the other.
 
     `work` returns an answer for each job, in order: a result, or the exception that this job alone ends with. What it
-    raises ends all of them. One that blocks is given as `in_a_thread(work)`.
+    raises ends all of them. One that blocks is given as `in_a_thread(work)`. A batch waits for more jobs for so many
+    `turns` of the event loop, as long as each turn brings some: what the broker has just delivered makes jobs a turn or
+    two later.
     """
 
-    def __init__(self, work: Work[JobT, ResultT]) -> None:
+    def __init__(self, work: Work[JobT, ResultT], turns: int = 0) -> None:
         self._work = work
+        self._turns = turns
         self._gathering: deque[_Batch[JobT, ResultT]] = deque()
         self._under_way: _Batch[JobT, ResultT] | None = None
         self._wanted = anyio.Event()
@@ -81,12 +85,21 @@ class Batches(Generic[JobT, ResultT]):
                     self._wanted = anyio.Event()
                     await self._wanted.wait()
                     continue
+                await self._all_aboard(self._gathering[0])
                 self._under_way = batch = self._gathering.popleft()
                 batch.tickets = [ticket for ticket in batch.tickets if not ticket.abandoned]
                 batch.abandoned = False
                 if batch.tickets:
                     await self._do_all(batch)
                 self._under_way = None
+
+    async def _all_aboard(self, batch: "_Batch[JobT, ResultT]") -> None:
+        before = 0
+        for _ in range(self._turns):
+            if len(batch.tickets) == before:
+                break
+            before = len(batch.tickets)
+            await anyio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Let `run` end when what is waiting is done."""

@@ -45,6 +45,9 @@ from saga_core import Event, Saga, SagaState, encode_event, encode_saga
 LOOK_EVERY = 1.0
 """Seconds between two looks at what nobody has told of, while somebody waits for a saga to rest."""
 
+TURNS = 3
+"""Turns of the event loop that a batch waits for more: it costs as much as twenty commits in it, empty or not."""
+
 GUARD_EVERY = 1.0
 """Seconds between two looks at whether the server still answers."""
 
@@ -73,7 +76,7 @@ class PostgresStore:
         self._reader = Reader(self._reading, schema)
         self._writer = Writer(self._writing, schema, self._reader)
         self._reads: Batches[Question, Told] = Batches(self._reader.answer)
-        self._writes: Batches[Deed, Done] = Batches(self._write)
+        self._writes: Batches[Deed, Done] = Batches(self._write, TURNS)
         self._known = Known()
         self._hints = Hints()
         self._hint_is_due = False
