@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from saga_amqp import StoreError
-from saga_amqp.stores.batches import MOST_AT_ONCE, Batches
+from saga_amqp.stores.batches import MOST_AT_ONCE, Batches, in_a_thread
 
 
 class Work:
@@ -47,7 +47,7 @@ async def running(batches: Batches[int, int]) -> AsyncIterator[None]:
 
 async def test_jobs_that_come_meanwhile_are_done_together() -> None:
     work, results = Work(), dict[int, int]()
-    batches = Batches(work)
+    batches = Batches(in_a_thread(work))
 
     async def do(job: int) -> None:
         results[job] = await batches.do(job)
@@ -67,7 +67,7 @@ async def test_jobs_that_come_meanwhile_are_done_together() -> None:
 
 async def test_a_job_that_fails_alone_fails_alone_and_work_that_fails_fails_all() -> None:
     work, told = Work(), dict[int, StoreError]()
-    batches = Batches(work)
+    batches = Batches(in_a_thread(work))
 
     async def fail(job: int) -> None:
         with pytest.raises(StoreError) as caught:
@@ -99,7 +99,7 @@ async def test_a_job_that_fails_alone_fails_alone_and_work_that_fails_fails_all(
 
 async def test_a_cancelled_job_is_not_begun_but_one_that_is_begun_is_ended() -> None:
     work, handed_on = Work(), list[int]()
-    batches = Batches(work)
+    batches = Batches(in_a_thread(work))
     settled = False
 
     async def settle() -> None:
@@ -131,7 +131,7 @@ async def test_a_cancelled_job_is_not_begun_but_one_that_is_begun_is_ended() -> 
 
 async def test_what_waits_is_done_before_the_end_and_nothing_is_taken_after_it() -> None:
     work, results = Work(), list[int]()
-    batches = Batches(work)
+    batches = Batches(in_a_thread(work))
 
     async def do(job: int) -> None:
         results.append(await batches.do(job))

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -15,9 +15,10 @@ from msgspec import Raw
 from msgspec.structs import replace
 from ulid import ULID
 
-from saga_amqp import SagaNotFoundError, StoreError
+from saga_amqp import ConflictError, SagaNotFoundError, StoreError
 from saga_amqp.contracts import Query
-from saga_amqp.stores.postgres import PostgresStore, hint_channel, store, upgrade
+from saga_amqp.stores.postgres import PostgresStore, conversation, hint_channel, store, upgrade
+from saga_amqp.stores.postgres.conversation import Conversation, Prepared
 from saga_amqp.testing.orders import AT, apply, charged, order, reserved, same, shipped, there_and_back
 from saga_core import (
     Options,
@@ -54,13 +55,18 @@ def without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
 def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many statements were executed, by the name of the application in the URL."""
     counted: Counter[str] = Counter()
-    execute = psycopg.Connection.execute
+    execute, converse = psycopg.Connection.execute, Conversation.execute
 
     def counting(connection: "psycopg.Connection[Any]", *given: Any, **more: Any) -> Any:
         counted[connection.info.parameter_status("application_name") or ""] += 1
         return execute(connection, *given, **more)
 
+    async def counting_together(conversation: Conversation, given: Sequence[Prepared]) -> Any:
+        counted[(conversation._server.parameter_status(b"application_name") or b"").decode()] += len(given)
+        return await converse(conversation, given)
+
     monkeypatch.setattr(psycopg.Connection, "execute", counting)
+    monkeypatch.setattr(Conversation, "execute", counting_together)
     return counted
 
 
@@ -183,6 +189,39 @@ async def test_who_waits_notices_the_end_of_a_saga_also_where_nobody_tells(
                 tasks.start_soon(one.rested, saga.id)
                 await anyio.wait_all_tasks_blocked()
                 await shipped_order(other, saga)
+
+
+@pytest.mark.usefixtures("without_looking")
+async def test_to_wait_for_a_saga_that_was_seen_to_run_it_is_not_read(
+    url: str, statements: Counter[str]
+) -> None:
+    async with PostgresStore(named(url, "waits")) as one, PostgresStore(url) as other:
+        await wakes(one, other.hint)  # now it is connected, and listens
+        await one.count()  # and reads
+        before = statements["waits"]
+        with anyio.fail_after(DEADLINE):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(10):
+                    saga = await one.create(order())
+                    tasks.start_soon(one.rested, saga.id)
+                    await anyio.wait_all_tasks_blocked()
+                # Beside the creations a look at all that are waited for, when there is the first of them.
+                assert statements["waits"] - before <= 10 + 1
+                tasks.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("without_looking")
+async def test_a_saga_that_another_store_has_ended_is_not_thought_to_run(url: str) -> None:
+    async with PostgresStore(url) as one, PostgresStore(url) as other:
+        await wakes(one, other.hint)
+        saga, deleted = await one.create(order()), await one.create(order())
+        saga = await shipped_order(other, saga)
+        await other.delete(deleted.id)
+        await wakes(one, other.hint)  # what was told before has been heard
+        with anyio.fail_after(DEADLINE):
+            same(await one.rested(saga.id), saga)
+            with pytest.raises(SagaNotFoundError):
+                await one.rested(deleted.id)
 
 
 async def test_waiting_for_many_sagas_asks_the_database_next_to_nothing(
@@ -331,8 +370,9 @@ async def test_statements_go_by_the_index_also_when_planned_on_empty_tables(url:
 
 async def test_a_commit_that_the_database_refuses_takes_no_other_with_it(url: str) -> None:
     async with PostgresStore(url) as kept_in:
+        await ask(url, "ALTER TABLE saga.history ADD CONSTRAINT not_too_late CHECK (at < 1e12)")
         good = [await kept_in.create(order()) for _ in range(5)]
-        bad = replace(await kept_in.create(order()), revision=2**31)
+        bad = replace(transition(await kept_in.create(order()), reserved()).saga, updated_at=1e12)
         refused: list[StoreError] = []
 
         async def commit(saga: Saga) -> None:
@@ -346,7 +386,7 @@ async def test_a_commit_that_the_database_refuses_takes_no_other_with_it(url: st
                 tasks.start_soon(commit, saga)
         (error,) = refused
         assert type(error) is StoreError
-        assert "integer" in str(error)
+        assert "not_too_late" in str(error)
         for saga in good:
             assert (await kept_in.load(saga.id)).revision == 1
 
@@ -356,15 +396,56 @@ async def test_what_cannot_even_be_sent_takes_no_other_with_it(url: str) -> None
         saga = await kept_in.create(order())
 
         async def claim() -> None:
-            with pytest.raises(StoreError, match="adapt"):
+            with pytest.raises(StoreError, match="cannot be sent"):
                 await kept_in.claim_due(object(), AT, 1)  # type: ignore[arg-type]
+
+        async def commit() -> None:
+            with pytest.raises(StoreError, match="cannot be sent"):
+                await kept_in.commit(replace(saga, revision=2**31), reserved())
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(kept_in.create, order())
             tasks.start_soon(apply, kept_in, saga, reserved())
             tasks.start_soon(claim)
+            tasks.start_soon(commit)
         assert (await kept_in.load(saga.id)).revision == 1
         assert (await kept_in.count())[SagaState.STARTED] == 2
+
+
+async def test_more_than_a_socket_takes_at_once_is_written(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = 0
+    wait = conversation._readable_or_writable
+
+    async def counting(descriptor: int) -> None:
+        nonlocal waited
+        waited += 1
+        await wait(descriptor)
+
+    monkeypatch.setattr(conversation, "_readable_or_writable", counting)
+    step = Step(name="one", action="a", input={"much": "x" * 30_000_000})
+    async with PostgresStore(url) as kept_in:
+        saga = await kept_in.create(new_saga("large", [step], id=str(ULID()), at=AT))
+        same(await kept_in.load(saga.id), saga)
+    async with PostgresStore(url) as kept_in:
+        same(await kept_in.load(saga.id), saga)
+    assert waited
+
+
+async def test_it_works_with_a_libpq_that_cannot_send_several_statements_at_once(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation.capabilities, "has_pipeline", lambda check=False: False)
+    async with PostgresStore(url) as kept_in:
+        sagas = [await kept_in.create(order()) for _ in range(3)]
+        async with anyio.create_task_group() as tasks:
+            for saga in sagas[:2]:
+                tasks.start_soon(apply, kept_in, saga, reserved())
+            tasks.start_soon(kept_in.create, order())
+            tasks.start_soon(kept_in.delete, sagas[2].id)
+        with pytest.raises(ConflictError):
+            await apply(kept_in, sagas[0], reserved())
+        assert [(await kept_in.load(saga.id)).revision for saga in sagas[:2]] == [1, 1]
+        assert (await kept_in.count())[SagaState.STARTED] == 3
 
 
 async def test_text_that_postgresql_cannot_keep_is_refused_or_not_found(url: str) -> None:

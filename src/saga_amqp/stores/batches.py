@@ -1,15 +1,16 @@
-"""Group commit: jobs that come while others are being done are done together, in one transaction, in a thread.
+"""Group commit: jobs that come while others are being done are done together, in one transaction.
 
-While one batch is being written the next one gathers; alone, a job waits for nobody. So nothing is delayed to
-gather more, and the busier a store is, the more commits share the price of one.
+While one batch is being written the next one gathers; alone, a job waits for nobody. So nothing is delayed to gather
+more, but for a few turns of the event loop, and the busier a store is, the more commits share the price of one.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from typing import Generic, TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from anyio import CapacityLimiter
 
@@ -18,19 +19,24 @@ from saga_amqp.errors import StoreError
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
+Work = Callable[[Sequence[JobT]], Awaitable[Sequence[ResultT | Exception]]]
+
 MOST_AT_ONCE = 500
 """Jobs in a batch: so that one transaction stays short."""
 
 
 class Batches(Generic[JobT, ResultT]):
-    """Hands jobs to a function that blocks, many at a time, one call after the other.
+    """Hands jobs on, many at a time, one call after the other.
 
-    `work` runs in a worker thread and returns an answer for each job, in order: a result, or the exception that this
-    job alone ends with. What it raises ends all of them.
+    `work` returns an answer for each job, in order: a result, or the exception that this job alone ends with. What it
+    raises ends all of them. One that blocks is given as `in_a_thread(work)`. A batch waits for more jobs for so many
+    `turns` of the event loop, as long as each turn brings some: what the broker has just delivered makes jobs a turn or
+    two later.
     """
 
-    def __init__(self, work: Callable[[Sequence[JobT]], Sequence[ResultT | Exception]]) -> None:
+    def __init__(self, work: Work[JobT, ResultT], turns: int = 0) -> None:
         self._work = work
+        self._turns = turns
         self._gathering: deque[_Batch[JobT, ResultT]] = deque()
         self._under_way: _Batch[JobT, ResultT] | None = None
         self._wanted = anyio.Event()
@@ -73,19 +79,27 @@ class Batches(Generic[JobT, ResultT]):
 
     async def run(self) -> None:
         """Do jobs until `close`. Shielded from cancellation: whoever waits for a job can rely on an answer."""
-        limiter = CapacityLimiter(1)
         with anyio.CancelScope(shield=True):
             while self._open or self._gathering:
                 if not self._gathering:
                     self._wanted = anyio.Event()
                     await self._wanted.wait()
                     continue
+                await self._all_aboard(self._gathering[0])
                 self._under_way = batch = self._gathering.popleft()
                 batch.tickets = [ticket for ticket in batch.tickets if not ticket.abandoned]
                 batch.abandoned = False
                 if batch.tickets:
-                    await self._do_all(batch, limiter)
+                    await self._do_all(batch)
                 self._under_way = None
+
+    async def _all_aboard(self, batch: "_Batch[JobT, ResultT]") -> None:
+        before = 0
+        for _ in range(self._turns):
+            if len(batch.tickets) == before:
+                break
+            before = len(batch.tickets)
+            await anyio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Let `run` end when what is waiting is done."""
@@ -104,12 +118,10 @@ class Batches(Generic[JobT, ResultT]):
         self._wanted.set()
         return batch, ticket
 
-    async def _do_all(self, batch: "_Batch[JobT, ResultT]", limiter: CapacityLimiter) -> None:
+    async def _do_all(self, batch: "_Batch[JobT, ResultT]") -> None:
         answers: Sequence[ResultT | Exception]
         try:
-            answers = await anyio.to_thread.run_sync(
-                self._work, [ticket.job for ticket in batch.tickets], limiter=limiter
-            )
+            answers = await self._work([ticket.job for ticket in batch.tickets])
         except Exception as error:
             # Each is raised somewhere else, with a traceback of its own.
             answers = [_copy(error) for _ in batch.tickets]
@@ -118,6 +130,18 @@ class Batches(Generic[JobT, ResultT]):
             if ticket.then is not None and not isinstance(answer, Exception):
                 ticket.then(answer)
         batch.done.set()
+
+
+def in_a_thread(work: Callable[[Sequence[JobT]], Sequence[ResultT | Exception]]) -> Work[JobT, ResultT]:
+    """Have work that blocks done in a worker thread, whoever else uses them."""
+    limiter: CapacityLimiter | None = None  # made inside, where there is an event loop
+
+    async def do(jobs: Sequence[JobT]) -> Sequence[ResultT | Exception]:
+        nonlocal limiter
+        limiter = limiter or CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(work, jobs, limiter=limiter)
+
+    return do
 
 
 class _Batch(Generic[JobT, ResultT]):

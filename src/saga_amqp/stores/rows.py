@@ -61,8 +61,12 @@ class Known:
                 self._sagas.popitem(last=False)
 
     def forget(self, saga_id: str) -> None:
-        """Forget a saga, for it was deleted."""
+        """Forget a saga: it was deleted, or somebody else has brought it to rest."""
         self._sagas.pop(saga_id, None)
+
+    def clear(self) -> None:
+        """Forget all sagas."""
+        self._sagas.clear()
 
 
 def matches(query: Query, saga: Saga) -> bool:

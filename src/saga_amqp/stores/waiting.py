@@ -13,7 +13,8 @@ class Waiting:
 
     `load` reads a saga. `changed` says whether another process may have committed since it was last asked, and costs
     little; only then `over` is asked which of some sagas rest or are gone. Both are asked while somebody waits, every
-    `interval` seconds.
+    `interval` seconds. `told` says that a saga is known not to rest, and that this process will be told when it does:
+    then it need not be read to wait for it.
     """
 
     def __init__(
@@ -22,11 +23,13 @@ class Waiting:
         changed: Callable[[], Awaitable[bool]],
         over: Callable[[Collection[str]], Awaitable[Collection[str]]],
         interval: float,
+        told: Callable[[str], bool] = lambda saga_id: False,
     ) -> None:
         self._load = load
         self._changed = changed
         self._over = over
         self._interval = interval
+        self._told = told
         self._waits: dict[str, _Wait] = {}
         self._wanted = anyio.Event()
         self._looking: anyio.CancelScope | None = None
@@ -34,13 +37,16 @@ class Waiting:
 
     async def rested(self, saga_id: str) -> Saga:
         """Wait until a saga rests. Raises: SagaNotFoundError, StoreError."""
+        told = self._told(saga_id)
         while True:
             wait = self._enter(saga_id)
             try:
-                # Only now, so that nothing that happens after it can be missed.
-                saga = await self._load(saga_id)
-                if saga.at_rest:
-                    return saga
+                if not told:
+                    # Only now, so that nothing that happens after it can be missed.
+                    saga = await self._load(saga_id)
+                    if saga.at_rest:
+                        return saga
+                told = False
                 await wait.over.wait()
             finally:
                 self._leave(saga_id, wait)

@@ -2,10 +2,11 @@
 
 try:
     import psycopg
-    from psycopg import capabilities, conninfo, sql
+    from psycopg import adapt, capabilities, conninfo, errors, sql
+    from psycopg.pq.abc import PGresult
 except ImportError as missing:
     raise ImportError(
         "PostgresStore needs psycopg 3: install the extra, `pip install 'saga-amqp[postgres]'`"
     ) from missing
 
-__all__ = ["capabilities", "conninfo", "psycopg", "sql"]
+__all__ = ["PGresult", "adapt", "capabilities", "conninfo", "errors", "psycopg", "sql"]

@@ -1,6 +1,7 @@
-"""One blocking connection, made when it is first needed and made anew when it was lost. For worker threads.
+"""One connection, made when it is first needed and made anew when it was lost.
 
-One thread at a time uses a link. Nothing waits for ever: connecting, statements and locks have their time, and
+It is used in the event loop, by prepared statements, or in a worker thread, by all else; never in two places at once.
+Nothing waits for ever: connecting, statements and locks have their time, and
 should the server not even keep to that, `cut_if_overdue` ends the connection from outside.
 """
 
@@ -9,16 +10,21 @@ import random
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+from anyio import CapacityLimiter
 
 from saga_amqp.errors import SchemaError, StoreUnavailableError
 from saga_amqp.stores.postgres.address import Address
+from saga_amqp.stores.postgres.conversation import Conversation, Prepared, Row
 from saga_amqp.stores.postgres.driver import capabilities, psycopg
 from saga_amqp.stores.postgres.failures import READ_ONLY, is_collision, is_lost, not_reached, translate
 
-Row = tuple[Any, ...]
 Connection = psycopg.Connection[Row]
 Statement = tuple[bytes, Sequence[object] | None]
 
@@ -55,56 +61,70 @@ class Link:
         self._address = address
         self._timeout = timeout
         self._connection: Connection | None = None
+        self._conversation: Conversation | None = None
         self._handle: socket.socket | None = None
+        self._limiter: CapacityLimiter | None = None  # made inside, where there is an event loop
         self._busy_since: float | None = None
         self.process = 0
 
-    def answer(
-        self,
-        work: Callable[[Connection, Sequence[JobT]], Answers[ResultT]],
-        jobs: Sequence[JobT],
-        *,
-        repeatable: bool = False,
-    ) -> Answers[ResultT]:
-        """Do jobs together; where one of them cannot be done for what it is, each alone, so that only that one fails.
-
-        Raises: StoreUnavailableError, SchemaError.
-        """
-        try:
-            return self.run(lambda connection: work(connection, jobs), repeatable=repeatable)
-        except (StoreUnavailableError, SchemaError):
-            raise
-        except Exception as error:
-            if len(jobs) == 1:
-                return [error]
-        return [self.answer(work, [job], repeatable=repeatable)[0] for job in jobs]
-
-    def run(self, work: Callable[[Connection], ResultT], *, repeatable: bool = False) -> ResultT:
-        """Do something with the connection, once more if it collides with others; `repeatable`, also if it is lost.
+    async def run(self, work: Callable[[Connection], ResultT], *, repeatable: bool = False) -> ResultT:
+        """Do something in a worker thread; again if it collides with others and, if `repeatable`, loses the connection.
 
         Raises: StoreUnavailableError, SchemaError, StoreError.
         """
+        return await self._insist(partial(self._in_a_thread, partial(self._work, work)), repeatable)
+
+    async def execute(self, statements: Sequence[Prepared]) -> list[list[Row]]:
+        """Execute statements in one transaction, and return the rows of each. Again if it collides with others.
+
+        Raises: StoreUnavailableError, SchemaError, StoreError.
+        """
+        return await self._insist(partial(self._talk, statements))
+
+    async def _insist(self, attempt: Callable[[], Awaitable[ResultT]], repeatable: bool = False) -> ResultT:
         collisions = 0
         while True:
-            connection = self.open()
             try:
-                self._busy_since = time.monotonic()
-                return work(connection)
+                return await attempt()
             except psycopg.Error as error:
-                lost = is_lost(error)
-                if lost or connection.broken or error.sqlstate == READ_ONLY:
-                    self.close()  # to a primary that is none any more as well: there may be another
-                if lost and repeatable:
+                if repeatable and is_lost(error):
                     repeatable = False
                 elif is_collision(error) and collisions < TRIES:
                     collisions += 1
-                    time.sleep(random.uniform(0, PAUSE * collisions))
+                    await anyio.sleep(random.uniform(0, PAUSE * collisions))
                 else:
                     raise translate(error, self._address) from error
-            finally:
-                self._busy_since = None
-                if connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE:
-                    self.close()  # whatever went wrong, the next one begins anew
+
+    async def _talk(self, statements: Sequence[Prepared]) -> list[list[Row]]:
+        connection = self._connection
+        if connection is None or not _is_alive(connection):
+            connection = await self._in_a_thread(self.open)
+        conversation = self._conversation = self._conversation or Conversation(connection)
+        with self._used(connection):
+            return await conversation.execute(statements)
+
+    async def _in_a_thread(self, work: Callable[[], ResultT]) -> ResultT:
+        self._limiter = self._limiter or CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+    def _work(self, work: Callable[[Connection], ResultT]) -> ResultT:
+        connection = self.open()
+        with self._used(connection):
+            return work(connection)
+
+    @contextmanager
+    def _used(self, connection: Connection) -> Generator[None, None, None]:
+        try:
+            self._busy_since = time.monotonic()
+            yield
+        except psycopg.Error as error:
+            if is_lost(error) or connection.broken or error.sqlstate == READ_ONLY:
+                self.close()  # to a primary that is none any more as well: there may be another
+            raise
+        finally:
+            self._busy_since = None
+            if connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE:
+                self.close()  # whatever went wrong, the next one begins anew
 
     def open(self) -> Connection:
         """Return the connection; a new one where there is none, or where the server has closed it meanwhile.
@@ -139,11 +159,28 @@ class Link:
     def close(self) -> None:
         """Close the connection, if there is one."""
         connection, handle = self._connection, self._handle
-        self._connection = self._handle = None
+        self._connection = self._conversation = self._handle = None
         if handle is not None:
             handle.close()
         if connection is not None:
             connection.close()
+
+
+async def each_alone(
+    do: Callable[[Sequence[JobT]], Awaitable[Answers[ResultT]]], jobs: Sequence[JobT]
+) -> Answers[ResultT]:
+    """Do jobs together; where one of them cannot be done for what it is, each alone, so that only that one fails.
+
+    Raises: StoreUnavailableError, SchemaError.
+    """
+    try:
+        return await do(jobs)
+    except (StoreUnavailableError, SchemaError):
+        raise
+    except Exception as error:
+        if len(jobs) == 1:
+            return [error]
+    return [(await each_alone(do, [job]))[0] for job in jobs]
 
 
 def execute(connection: Connection, statements: Sequence[Statement]) -> list[list[Row]]:

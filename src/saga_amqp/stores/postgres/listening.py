@@ -8,8 +8,6 @@ import logging
 from collections.abc import Callable
 
 import anyio
-import anyio.to_thread
-from anyio import CapacityLimiter
 
 from saga_amqp.backoff import pauses
 from saga_amqp.errors import StoreError
@@ -18,6 +16,7 @@ from saga_amqp.stores.postgres.channels import hint_channel, rest_channel
 from saga_amqp.stores.postgres.driver import psycopg, sql
 from saga_amqp.stores.postgres.failures import translate
 from saga_amqp.stores.postgres.link import Connection, Link
+from saga_amqp.stores.rows import Known
 from saga_amqp.stores.waiting import Hints, Waiting
 
 logger = logging.getLogger("saga_amqp.stores.postgres")
@@ -26,29 +25,39 @@ logger = logging.getLogger("saga_amqp.stores.postgres")
 class Listener:
     """Wakes those who wait in this process for what others do.
 
-    `own` gives the process of the server that works for this store: what that one did is known already.
+    `own` gives the process of the server that works for this store: what that one did is known already. As long as it
+    `hears`, no saga is `known` to run that others have ended.
     """
 
     def __init__(
-        self, link: Link, address: Address, waiting: Waiting, hints: Hints, own: Callable[[], int]
+        self,
+        link: Link,
+        address: Address,
+        waiting: Waiting,
+        hints: Hints,
+        known: Known,
+        own: Callable[[], int],
     ) -> None:
         self._link = link
         self._address = address
         self._waiting = waiting
         self._hints = hints
+        self._known = known
         self._own = own
         self._rest = rest_channel(address.schema)
         self._hint = hint_channel(address.schema)
         self._is_deaf = False
+        self.hears = False
 
     async def run(self) -> None:
         """Listen until cancelled."""
-        limiter = CapacityLimiter(1)
         pause = pauses()
         while True:
             try:
-                connection = await anyio.to_thread.run_sync(self._link.run, self._listen, limiter=limiter)
+                connection = await self._link.run(self._listen)
                 # Something may have happened before.
+                self._known.clear()
+                self.hears = True
                 self._waiting.look_again()
                 self._hints.give()
                 pause = pauses()
@@ -58,6 +67,7 @@ class Listener:
                 self._complain(translate(error, self._address))
             except StoreError as error:
                 self._complain(error)
+            self.hears = False
             self._link.close()
             await anyio.sleep(next(pause))
 
@@ -77,7 +87,9 @@ class Listener:
                 if told.be_pid == self._own():
                     continue
                 if told.relname == rest:
-                    self._waiting.look_again([told.extra.decode()])
+                    saga_id = told.extra.decode()
+                    self._known.forget(saga_id)
+                    self._waiting.look_again([saga_id])
                 else:
                     self._hints.give()
 

@@ -1,4 +1,4 @@
-"""What a store reads: many jobs in one statement, so that each sees one moment. Runs in a worker thread."""
+"""What a store reads: many jobs in one statement, so that each sees one moment. In a worker thread."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,9 +10,10 @@ import msgspec
 
 from saga_amqp.contracts import Page
 from saga_amqp.errors import SagaNotFoundError, StoreError
+from saga_amqp.stores.postgres.conversation import Row
 from saga_amqp.stores.postgres.driver import sql
 from saga_amqp.stores.postgres.jobs import Count, Ended, Find, Load, Question, Recall, Told
-from saga_amqp.stores.postgres.link import Answers, Connection, Link, Row, Statement, execute
+from saga_amqp.stores.postgres.link import Answers, Connection, Link, Statement, each_alone, execute
 from saga_amqp.stores.postgres.statements import COUNT, ENDED, FIND, LOAD, RECALL, compose
 from saga_amqp.stores.rows import assemble, cursor_after, follow, read_cursor
 from saga_core import CodecError, Event, Saga, SagaState, decode_event, decode_saga
@@ -37,9 +38,12 @@ class Reader:
             compose(text, schema) for text in (LOAD, RECALL, COUNT, ENDED)
         )
 
-    def answer(self, questions: Sequence[Question]) -> Answers[Told]:
+    async def answer(self, questions: Sequence[Question]) -> Answers[Told]:
         """Answer questions. Raises: StoreUnavailableError, SchemaError."""
-        return self._link.answer(self._answer, questions, repeatable=True)
+        return await each_alone(
+            lambda some: self._link.run(lambda connection: self._answer(connection, some), repeatable=True),
+            questions,
+        )
 
     def load(self, connection: Connection, saga_ids: Sequence[str]) -> dict[str, Saga | Exception]:
         """Load sagas through a connection of somebody else's. Raises: psycopg.Error."""

@@ -58,11 +58,11 @@ ENDED = """SELECT ask.id FROM unnest(%s::text[]) AS ask (id) WHERE NOT EXISTS (
     SELECT FROM {schema}.sagas AS saga WHERE saga.id = ask.id AND saga.state = ANY(%s))"""
 
 
-# Writing ----------------------------------------------------------------------------------------------------------
+# Writing: for `conversation`, with values of `columns` --------------------------------------------------------------
 
 CREATE = """WITH job AS (
-    SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[], %s::float8[],
-        %s::float8[], %s::float8[], %b::bytea[])
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::float8[],
+        $8::float8[], $9::float8[], $10::bytea[])
     AS job (id, name, key, state, tags, created_at, updated_at, wake_at, unpublished, snapshot)
 ), new AS (
     INSERT INTO {schema}.sagas (id, name, key, state, tags, revision, base, created_at, updated_at, wake_at)
@@ -75,8 +75,8 @@ CREATE = """WITH job AS (
 SELECT id FROM new"""
 
 APPEND = """WITH job AS (
-    SELECT * FROM unnest(%s::text[], %s::integer[], %s::text[], %s::float8[], %s::float8[], %s::float8[],
-        %b::bytea[], %b::bytea[])
+    SELECT * FROM unnest($1::text[], $2::integer[], $3::text[], $4::float8[], $5::float8[], $6::float8[],
+        $7::bytea[], $8::bytea[])
     AS job (id, revision, state, at, wake_at, unpublished, event, snapshot)
 ), won AS (
     UPDATE {schema}.sagas AS saga
@@ -92,29 +92,29 @@ SELECT id, CASE WHEN state = ANY({resting}) THEN pg_notify({rest}, id)::text END
 
 # What others have added to a history until they let go of its head is seen by the second statement only.
 DELETE = """WITH gone AS (
-    DELETE FROM {schema}.sagas AS saga USING unnest(%s::text[], %s::integer[]) AS job (id, revision)
+    DELETE FROM {schema}.sagas AS saga USING unnest($1::text[], $2::integer[]) AS job (id, revision)
     WHERE saga.id = job.id AND (job.revision IS NULL OR saga.revision = job.revision)
     RETURNING saga.id
 )
 SELECT id, pg_notify({rest}, id)::text FROM gone"""
-SWEEP = """DELETE FROM {schema}.history WHERE saga_id = ANY(%s)
+SWEEP = """DELETE FROM {schema}.history WHERE saga_id = ANY($1)
     AND NOT EXISTS (SELECT FROM {schema}.sagas AS saga WHERE saga.id = saga_id) RETURNING NULL"""
 
 MARK = """UPDATE {schema}.history AS log SET unpublished = NULL
-FROM unnest(%s::text[], %s::integer[]) AS job (id, revision)
+FROM unnest($1::text[], $2::integer[]) AS job (id, revision)
 WHERE log.saga_id = job.id AND log.revision = job.revision AND log.unpublished IS NOT NULL RETURNING NULL"""
 
 CLAIM_DUE = """WITH due AS (
-    SELECT id, wake_at FROM {schema}.sagas WHERE wake_at <= %s ORDER BY wake_at, id LIMIT %s
+    SELECT id, wake_at FROM {schema}.sagas WHERE wake_at <= $1 ORDER BY wake_at, id LIMIT $2
     FOR UPDATE SKIP LOCKED
 )
-UPDATE {schema}.sagas AS saga SET wake_at = %s FROM due WHERE saga.id = due.id RETURNING due.wake_at, due.id"""
+UPDATE {schema}.sagas AS saga SET wake_at = $3 FROM due WHERE saga.id = due.id RETURNING due.wake_at, due.id"""
 
 CLAIM_UNPUBLISHED = """WITH left_over AS (
-    SELECT saga_id, revision, unpublished FROM {schema}.history WHERE unpublished <= %s
-    ORDER BY unpublished, saga_id, revision LIMIT %s FOR UPDATE SKIP LOCKED
+    SELECT saga_id, revision, unpublished FROM {schema}.history WHERE unpublished <= $1
+    ORDER BY unpublished, saga_id, revision LIMIT $2 FOR UPDATE SKIP LOCKED
 )
-UPDATE {schema}.history AS log SET unpublished = %s FROM left_over AS one
+UPDATE {schema}.history AS log SET unpublished = $3 FROM left_over AS one
 WHERE log.saga_id = one.saga_id AND log.revision = one.revision
 RETURNING one.unpublished, one.saga_id, one.revision"""
 

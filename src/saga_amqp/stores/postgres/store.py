@@ -45,6 +45,9 @@ from saga_core import Event, Saga, SagaState, encode_event, encode_saga
 LOOK_EVERY = 1.0
 """Seconds between two looks at what nobody has told of, while somebody waits for a saga to rest."""
 
+TURNS = 3
+"""Turns of the event loop that a batch waits for more: it costs as much as twenty commits in it, empty or not."""
+
 GUARD_EVERY = 1.0
 """Seconds between two looks at whether the server still answers."""
 
@@ -73,13 +76,18 @@ class PostgresStore:
         self._reader = Reader(self._reading, schema)
         self._writer = Writer(self._writing, schema, self._reader)
         self._reads: Batches[Question, Told] = Batches(self._reader.answer)
-        self._writes: Batches[Deed, Done] = Batches(self._write)
+        self._writes: Batches[Deed, Done] = Batches(self._write, TURNS)
         self._known = Known()
         self._hints = Hints()
         self._hint_is_due = False
-        self._waiting = Waiting(self.load, self._changed, self._over, LOOK_EVERY)
+        self._waiting = Waiting(self.load, self._changed, self._over, LOOK_EVERY, self._told)
         self._listener = Listener(
-            self._listening, self._address, self._waiting, self._hints, lambda: self._writing.process
+            self._listening,
+            self._address,
+            self._waiting,
+            self._hints,
+            self._known,
+            lambda: self._writing.process,
         )
         self._entered = False
         self._stack = AsyncExitStack()
@@ -109,7 +117,7 @@ class PostgresStore:
         self._stack.callback(self._disconnect)
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         try:
-            await anyio.to_thread.run_sync(self._prepare)
+            await self._prepare()
             self._writes.open()
             self._reads.open()
             tasks.start_soon(self._work)
@@ -227,21 +235,23 @@ class PostgresStore:
     async def _changed(self) -> bool:
         return True  # the database can be asked this only by asking it all
 
+    def _told(self, saga_id: str) -> bool:
+        saga = self._known.get(saga_id)
+        return self._listener.hears and saga is not None and not saga.at_rest
+
     async def _over(self, saga_ids: Collection[str]) -> Collection[str]:
         return cast("Collection[str]", await self._ask(Ended(list(saga_ids))))
 
-    # In worker threads
-
-    def _prepare(self) -> None:
+    async def _prepare(self) -> None:
         if self._upgrade:
-            upgrade_at(self._address)
-        self._writing.run(partial(check, address=self._address))
-
-    def _write(self, deeds: Sequence[Deed]) -> Answers[Done]:
-        self._hint_is_due = False  # before it is sent: who hints from now on wants another
-        return self._writer.do(deeds)
+            await anyio.to_thread.run_sync(upgrade_at, self._address)
+        await self._writing.run(partial(check, address=self._address))
 
     # In the background
+
+    async def _write(self, deeds: Sequence[Deed]) -> Answers[Done]:
+        self._hint_is_due = False  # before it is sent: who hints from now on wants another
+        return await self._writer.do(deeds)
 
     async def _work(self) -> None:
         """Do what is asked for until the store is left, and beside it what has to go on for as long."""

@@ -1,11 +1,12 @@
-"""What a store writes: all jobs of a batch in one transaction, those of a kind in one statement. In a worker thread.
+"""What a store writes: all jobs of a batch in one transaction, those of a kind in one statement.
 
 Compare-and-set is the WHERE of the update; the statement returns who won, and only those have written anything. Two
 jobs for one saga never share a statement: the second is for the next one, and so meets what the first has done.
 Within a statement sagas come in the order of their ids, so that two processes rarely wait for each other crosswise.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from functools import partial
 from typing import TypeVar
@@ -14,6 +15,8 @@ import msgspec
 
 from saga_amqp.contracts import Commit
 from saga_amqp.errors import ConflictError, SagaExistsError, StoreError
+from saga_amqp.stores.postgres.columns import blobs, count, floats, integers, moment, texts
+from saga_amqp.stores.postgres.conversation import Prepared, Row
 from saga_amqp.stores.postgres.jobs import (
     Append,
     ClaimDue,
@@ -25,7 +28,7 @@ from saga_amqp.stores.postgres.jobs import (
     Hint,
     Mark,
 )
-from saga_amqp.stores.postgres.link import Answers, Connection, Link, Row, Statement, execute
+from saga_amqp.stores.postgres.link import Answers, Connection, Link, each_alone, execute
 from saga_amqp.stores.postgres.reading import Reader, encode_tags, not_found
 from saga_amqp.stores.postgres.statements import (
     APPEND,
@@ -57,7 +60,7 @@ class Part(msgspec.Struct, frozen=True):
     """A statement, the places of the jobs that it is for, and how their answers are read from its rows."""
 
     places: Sequence[int]
-    statement: Statement
+    statement: Prepared
     read: Callable[[list[Row]], Sequence[Done | Lost]]
 
 
@@ -70,44 +73,54 @@ class Writer:
         texts = CREATE, APPEND, DELETE, SWEEP, MARK, CLAIM_DUE, CLAIM_UNPUBLISHED, HINT, REVISIONS, HOLDERS
         self._text = {text: compose(text, schema) for text in texts}
 
-    def do(self, deeds: Sequence[Deed]) -> Answers[Done]:
+    async def do(self, deeds: Sequence[Deed]) -> Answers[Done]:
         """Do what is asked for. Raises: StoreUnavailableError, SchemaError."""
-        answers = list(self._link.answer(self._write, deeds))
-        lost = [place for place, answer in enumerate(answers) if isinstance(answer, Lost)]
+        answers = list(await each_alone(self._write, deeds))
+        lost = [place for place, answer in enumerate(answers) if answer is LOST]
         if lost:
             # Not in the same breath: whatever becomes of this, what is written is written.
-            for place, answer in zip(lost, self._explain([deeds[place] for place in lost]), strict=True):
-                answers[place] = self.do([deeds[place]])[0] if isinstance(answer, Lost) else answer
+            for place, answer in zip(
+                lost, await self._explain([deeds[place] for place in lost]), strict=True
+            ):
+                answers[place] = (await self.do([deeds[place]]))[0] if isinstance(answer, Lost) else answer
         return [answer for answer in answers if not isinstance(answer, Lost)]
 
-    def _write(self, connection: Connection, jobs: Sequence[Deed]) -> Answers[Done | Lost]:
-        parts = [
-            *self._creates(_of(Create, jobs)),
-            *self._appends(_of(Append, jobs)),
-            *self._deletes(_of(Delete, jobs)),
-            *self._rest(jobs),
-        ]
+    async def _write(self, jobs: Sequence[Deed]) -> Answers[Done | Lost]:
+        parts = self._parts(jobs)
         answers: list[Done | Lost] = [LOST] * len(jobs)
-        for part, rows in zip(parts, execute(connection, [part.statement for part in parts]), strict=True):
+        for part, rows in zip(
+            parts, await self._link.execute([part.statement for part in parts]), strict=True
+        ):
             for place, answer in zip(part.places, part.read(rows), strict=True):
                 answers[place] = answer
         return answers
+
+    def _parts(self, jobs: Sequence[Deed]) -> list[Part]:
+        try:
+            return [
+                *self._creates(_of(Create, jobs)),
+                *self._appends(_of(Append, jobs)),
+                *self._deletes(_of(Delete, jobs)),
+                *self._rest(jobs),
+            ]
+        except struct.error as error:
+            raise StoreError(f"It cannot be sent to PostgreSQL: {error}") from error
 
     def _creates(self, jobs: Placed[Create]) -> Iterator[Part]:
         jobs.sort(key=lambda one: (one[1].saga.name, _key(one[1].saga) or "", one[1].saga.id))
         for wave in _waves(jobs, lambda job: _names(job.saga)):
             sagas = [job.saga for _, job in wave]
             columns = (
-                [saga.id for saga in sagas],
-                [saga.name for saga in sagas],
-                [_key(saga) for saga in sagas],
-                [saga.state.value for saga in sagas],
-                [encode_tags(saga.plan.options.tags) for saga in sagas],
-                [saga.created_at for saga in sagas],
-                [saga.updated_at for saga in sagas],
-                [wake_at(saga) for saga in sagas],
-                [job.unpublished for _, job in wave],
-                [job.snapshot for _, job in wave],
+                texts([saga.id for saga in sagas]),
+                texts([saga.name for saga in sagas]),
+                texts([_key(saga) for saga in sagas]),
+                texts([saga.state.value for saga in sagas]),
+                texts([encode_tags(saga.plan.options.tags) for saga in sagas]),
+                floats([saga.created_at for saga in sagas]),
+                floats([saga.updated_at for saga in sagas]),
+                floats([wake_at(saga) for saga in sagas]),
+                floats([job.unpublished for _, job in wave]),
+                blobs([job.snapshot for _, job in wave]),
             )
 
             def read(rows: list[Row], sagas: list[Saga] = sagas) -> Sequence[Saga | Lost]:
@@ -123,14 +136,14 @@ class Writer:
         for wave in _waves(jobs, lambda job: (job.saga.id,)):
             sagas = [job.saga for _, job in wave]
             columns = (
-                [saga.id for saga in sagas],
-                [saga.revision for saga in sagas],
-                [saga.state.value for saga in sagas],
-                [saga.updated_at for saga in sagas],
-                [wake_at(saga) for saga in sagas],
-                [job.unpublished for _, job in wave],
-                [job.event for _, job in wave],
-                [job.snapshot for _, job in wave],
+                texts([saga.id for saga in sagas]),
+                integers([saga.revision for saga in sagas]),
+                texts([saga.state.value for saga in sagas]),
+                floats([saga.updated_at for saga in sagas]),
+                floats([wake_at(saga) for saga in sagas]),
+                floats([job.unpublished for _, job in wave]),
+                blobs([job.event for _, job in wave]),
+                blobs([job.snapshot for _, job in wave]),
             )
 
             def read(rows: list[Row], sagas: list[Saga] = sagas) -> Sequence[Lost | None]:
@@ -142,8 +155,8 @@ class Writer:
     def _deletes(self, jobs: Placed[Delete]) -> Iterator[Part]:
         jobs.sort(key=lambda one: one[1].saga_id)
         for wave in _waves(jobs, lambda job: (job.saga_id,)):
-            ids = [job.saga_id for _, job in wave]
-            columns = (ids, [job.revision for _, job in wave])
+            ids = texts([job.saga_id for _, job in wave])
+            columns = (ids, integers([job.revision for _, job in wave]))
 
             def read(rows: list[Row], wave: Placed[Delete] = wave) -> Sequence[Lost | None]:
                 gone = {saga_id for saga_id, _ in rows}
@@ -156,23 +169,25 @@ class Writer:
         marks = _of(Mark, jobs)
         if marks:
             commits = sorted({commit for _, job in marks for commit in job.commits})
-            columns = [saga_id for saga_id, _ in commits], [revision for _, revision in commits]
+            columns = (
+                texts([saga_id for saga_id, _ in commits]),
+                integers([revision for _, revision in commits]),
+            )
             places = [place for place, _ in marks]
             yield Part(places, (self._text[MARK], columns), lambda _: [None] * len(places))
         for place, job in enumerate(jobs):
             if isinstance(job, ClaimDue):
-                yield Part([place], (self._text[CLAIM_DUE], (job.before, job.limit, job.until)), _due)
+                yield Part([place], (self._text[CLAIM_DUE], _claim(job)), _due)
             elif isinstance(job, ClaimUnpublished):
-                given = (job.before, job.limit, job.until)
-                yield Part([place], (self._text[CLAIM_UNPUBLISHED], given), _left_over)
+                yield Part([place], (self._text[CLAIM_UNPUBLISHED], _claim(job)), _left_over)
         hints = [place for place, _ in _of(Hint, jobs)]
         if hints:
-            yield Part(hints, (self._text[HINT], None), lambda _: [None] * len(hints))
+            yield Part(hints, (self._text[HINT], ()), lambda _: [None] * len(hints))
 
-    def _explain(self, jobs: Sequence[Deed]) -> Sequence[Done | Lost | Exception]:
+    async def _explain(self, jobs: Sequence[Deed]) -> Sequence[Done | Lost | Exception]:
         """Tell those who have lost to whom; those who would not lose any more are still `LOST`."""
         try:
-            return self._link.run(partial(self._look, jobs=jobs), repeatable=True)
+            return await self._link.run(partial(self._look, jobs=jobs), repeatable=True)
         except StoreError as error:
             return [copy(error) for _ in jobs]
 
@@ -204,16 +219,16 @@ def _of(kind: type[JobT], jobs: Sequence[Deed]) -> Placed[JobT]:
     return [(place, job) for place, job in enumerate(jobs) if isinstance(job, kind)]
 
 
-def _waves(jobs: Placed[JobT], names: Callable[[JobT], Iterable[object]]) -> Iterator[Placed[JobT]]:
+def _waves(jobs: Placed[JobT], names: Callable[[JobT], Collection[object]]) -> Iterator[Placed[JobT]]:
     """Part jobs so that no name comes twice in a part; usually it is one."""
     while jobs:
         taken: set[object] = set()
         now: Placed[JobT] = []
         later: Placed[JobT] = []
         for place, job in jobs:
-            its = frozenset(names(job))
+            its = names(job)
             if taken.isdisjoint(its):
-                taken |= its
+                taken.update(its)
                 now.append((place, job))
             else:
                 later.append((place, job))
@@ -235,9 +250,13 @@ def _key(saga: Saga) -> str | None:
     return saga.plan.options.key
 
 
-def _names(saga: Saga) -> Iterable[object]:
+def _names(saga: Saga) -> Collection[object]:
     key = _key(saga)
     return (saga.id,) if key is None else (saga.id, (saga.name, key))
+
+
+def _claim(job: ClaimDue | ClaimUnpublished) -> Sequence[bytes]:
+    return moment(job.before), count(job.limit), moment(job.until)
 
 
 def _nothing(rows: list[Row]) -> Sequence[None]:

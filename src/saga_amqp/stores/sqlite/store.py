@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from saga_amqp.contracts import EVERYTHING, Commit, Page, Query
 from saga_amqp.errors import StoreError
-from saga_amqp.stores.batches import Batches
+from saga_amqp.stores.batches import Batches, in_a_thread
 from saga_amqp.stores.enlisting import Tables
 from saga_amqp.stores.rows import Known, read_cursor
 from saga_amqp.stores.sqlite import looking, tables
@@ -49,8 +49,8 @@ class SQLiteStore:
         self._path = Path(path).absolute()
         self._writer = Connection(self._path, synchronous, busy_timeout, writes=True)
         self._reader = Connection(self._path, synchronous, busy_timeout, writes=False)
-        self._writes: Batches[Job[Any], Any] = Batches(self._writer.work)
-        self._reads: Batches[Job[Any], Any] = Batches(self._reader.work)
+        self._writes: Batches[Job[Any], Any] = Batches(in_a_thread(self._writer.work))
+        self._reads: Batches[Job[Any], Any] = Batches(in_a_thread(self._reader.work))
         self._known = Known()
         self._hints = Hints()
         self._waiting = Waiting(self.load, self._changed, self._over, LOOK_EVERY)
