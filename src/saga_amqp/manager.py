@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 import anyio
 from anyio.abc import TaskStatus
+from ulid import ULID
 
 from saga_amqp.config import Config
 from saga_amqp.connections import Dialect, adapt, adapt_async
@@ -44,13 +45,12 @@ from saga_core import (
     succeeded,
 )
 from saga_core.history import create
-from saga_core.ids import ulid
 from saga_core.options import NO_OPTIONS
 from saga_core.plan import plan_saga
 
 
 def _new_id() -> str:
-    return ulid(time.time_ns() // 1_000_000, os.urandom(16))
+    return str(ULID())
 
 
 def _new_secret() -> str:

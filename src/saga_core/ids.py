@@ -1,7 +1,6 @@
 """ULIDs and tokens. All but a saga's own id is derived from that: nothing to store, and the same on every machine."""
 
 import re
-from functools import lru_cache
 from hashlib import blake2b
 
 from msgspec import Struct
@@ -13,9 +12,6 @@ CANONICAL_ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [first + second for first in _LETTERS for second in _LETTERS]
 """Crockford's base 32, ten bits at a time."""
-
-_OF_BYTES = _LETTERS.encode() * 8
-"""The letter of each byte."""
 
 
 class Origin(Struct, frozen=True, gc=False):
@@ -31,12 +27,6 @@ class Origin(Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"Origin({self.saga!r}, {self.position})"
-
-
-def ulid(milliseconds: int, chance: bytes) -> str:
-    """Return the ULID of a moment since 1970, UTC, and of sixteen bytes of chance, one for each letter."""
-    last = _PAIRS[milliseconds >> 10 & 1023] + _PAIRS[milliseconds & 1023]
-    return _age(milliseconds >> 20) + last + chance.translate(_OF_BYTES).decode()
 
 
 def step_id(saga_id: str, name: str) -> str:
@@ -64,9 +54,3 @@ def _derived_id(saga_id: str, what: bytes) -> str:
     """Return a ULID with the time of the saga's, its first ten letters, and a digest in the place of chance."""
     chance = int.from_bytes(blake2b(saga_id.encode() + what, digest_size=10).digest(), "big")
     return saga_id[:10] + "".join([_PAIRS[chance >> shift & 1023] for shift in range(70, -1, -10)])
-
-
-@lru_cache(1)
-def _age(number: int) -> str:
-    """Return the first six letters of all ULIDs that are made within a quarter of an hour."""
-    return "".join([_PAIRS[number >> shift & 1023] for shift in (20, 10, 0)])
