@@ -50,7 +50,7 @@ test: $(VENV)/.installed-dev
 endif
 
 COMPUTING := core world stores barrier formats fuzz docs
-BY_LINE := | awk '{ print; fflush() }'
+BY_LINE := | $(BIN)/python -c 'import sys; [print(line, end="", flush=True) for line in sys.stdin]'
 test-computing test-waiting: export PYTHONUNBUFFERED = 1
 
 test-computing:
