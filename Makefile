@@ -49,7 +49,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
-COMPUTING := core world stores barrier formats fuzz docs
+COMPUTING := core world stores barrier transports formats fuzz docs
 BY_LINE := | $(BIN)/python -c 'import sys; [print(line, end="", flush=True) for line in sys.stdin]'
 test-computing test-waiting: export PYTHONUNBUFFERED = 1
 
