@@ -142,7 +142,7 @@ async def test_closing_does_not_wait_for_a_stopped_broker(private_rabbitmq: Rabb
                 await consuming.__aenter__()
                 await outbox.publish(message_to(queue, "in hand"))
                 await inbox.take()
-                os.kill(private_rabbitmq.pid, signal.SIGSTOP)
+                private_rabbitmq.freeze()
                 await outbox.begin(message_to(queue, "lost"))
                 began = time.monotonic()
                 await transport.close()
@@ -155,7 +155,7 @@ async def test_closing_does_not_wait_for_a_stopped_broker(private_rabbitmq: Rabb
 
 
 async def test_connecting_to_a_stopped_broker_gives_up(private_rabbitmq: RabbitMQ) -> None:
-    os.kill(private_rabbitmq.pid, signal.SIGSTOP)
+    private_rabbitmq.freeze()
     try:
         with anyio.fail_after(30):
             with pytest.raises(TransportError, match=r"did not answer within 0\.5 seconds"):
