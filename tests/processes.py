@@ -16,6 +16,10 @@ from typing import Any
 STOP_DEADLINE = 20.0
 POLL_INTERVAL = 0.02
 
+# States of processes, as /proc and ps tell them. One that has ended is a zombie until its parent has heard of it.
+ENDED = "ZX"
+STANDING_STILL = "Tt" + ENDED
+
 # Each line it reads is the list of process groups that now run. Its input ends with the session, however that ends:
 # then it ends those groups and removes the directory. A second removal catches what the dying have still written.
 GUARD = """
@@ -70,8 +74,11 @@ class Processes:
         Killing the group would not be enough: each process of PostgreSQL leads a session of its own.
         """
         if process.returncode is None:  # until it was waited for, its number is nobody else's
+            # So that it starts no more of them meanwhile. On a busy machine it goes on for some milliseconds, and
+            # what it forks then is not seen before it is there.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGSTOP)  # so that it starts no more of them meanwhile
+                os.kill(process.pid, signal.SIGSTOP)
+            _wait_until(STANDING_STILL, [process.pid])
             family = _descendants(process.pid)
             for pid in family:
                 with contextlib.suppress(ProcessLookupError):
@@ -79,7 +86,7 @@ class Processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(STOP_DEADLINE)
-            _wait_until_gone(family)
+            _wait_until(ENDED, family)
         if process in self._running:
             self._running.remove(process)
             self._tell_guard()
@@ -162,11 +169,12 @@ def _descendants(pid: int) -> list[int]:
     return found[1:]
 
 
-def _wait_until_gone(pids: list[int]) -> None:
+def _wait_until(states: str, pids: list[int]) -> None:
+    """Wait until each of the processes is in one of the states, or gone."""
     deadline = time.monotonic() + STOP_DEADLINE
-    while any(not state.startswith("Z") for pid, (_, state) in _processes().items() if pid in pids):
+    while any(state[0] not in states for pid, (_, state) in _processes().items() if pid in pids):
         if time.monotonic() > deadline:
-            raise ServerError(f"Some of the processes {pids} do not end.")
+            raise ServerError(f"Some of the processes {pids} do not stop.")
         time.sleep(POLL_INTERVAL)
 
 
