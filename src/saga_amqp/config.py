@@ -37,6 +37,9 @@ OPERATIONS: dict[type[Carried], str] = {
     Reply: "reply",
 }
 
+COMMAND = "saga.step."
+"""What the types of messages with commands begin with."""
+
 UNLIMITED = 1_000_000_000
 """Deliveries of one message. To say nothing would not do: RabbitMQ 4 has a limit of its own for quorum queues."""
 
@@ -47,8 +50,10 @@ class Config:
 
     Names on the broker: `prefix` comes before each of them, so that several tenants can share one. The step queue and
     the compensation queue take what this service has handlers for; whoever has others needs queues of his own. The
-    orchestrator's queue takes what needs the store alone, and is shared by all who share a store. `queue_kind` is
-    that of all queues; with `expires`, seconds, the broker removes those that nobody has used for that long.
+    orchestrator's queue takes what needs the store alone, and is shared by all who share a store. `saga_exchange`
+    routes by topics, to all services and listeners; beside it there is a direct one, with `.direct` behind its name,
+    for what stays within this service. `queue_kind` is that of all queues; with `expires`, seconds, the broker removes
+    those that nobody has used for that long.
 
     `remote` are actions and compensations that other services run, as patterns of words: `payment.*` or `payment.#`.
 
@@ -92,6 +97,7 @@ class Config:
     lifecycle_events: bool = False
     observer: Observer | None = None
     exchange: str = field(init=False)
+    direct_exchange: str = field(init=False)
     orchestrator: str = field(init=False)
     actions: Mapping[str, Handler] = field(init=False)
     compensations: Mapping[str, Handler] = field(init=False)
@@ -101,7 +107,7 @@ class Config:
         if isinstance(self.remote, str):
             raise ValueError(f"remote takes a tuple of patterns, not the text {self.remote!r}")
         queues = (self.step_queue, self.compensate_queue, self.orchestrator_queue, self.dead_letter_queue)
-        for name in (self.saga_exchange, *queues):
+        for name in (self.saga_exchange, f"{self.saga_exchange}.direct", *queues):
             if not name or len(self.on_broker(name).encode()) > 255:
                 raise ValueError(
                     f"The name {self.on_broker(name)!r} of an exchange or queue must have 1 to 255 bytes"
@@ -111,6 +117,7 @@ class Config:
                 f"Steps, compensations, the orchestrator and dead letters need queues of their own, not {queues}"
             )
         object.__setattr__(self, "exchange", self.on_broker(self.saga_exchange))
+        object.__setattr__(self, "direct_exchange", f"{self.exchange}.direct")
         object.__setattr__(self, "orchestrator", self.on_broker(self.orchestrator_queue))
         for concurrency, prefetch in self.limits().values():
             if concurrency < 1 or not 1 <= prefetch <= 65_535:
@@ -150,20 +157,24 @@ class Config:
 
     def topology(self) -> Topology:
         """Return what has to exist on the broker."""
-        exchange, orchestrator = self.exchange, self.orchestrator
-        dead = self.on_broker(self.dead_letter_queue)
+        orchestrator, dead = self.orchestrator, self.on_broker(self.dead_letter_queue)
+        temporary = self.expires is not None
+        exchanges = (
+            Exchange(self.exchange, auto_delete=temporary),
+            Exchange(self.direct_exchange, "direct", temporary),
+        )
 
-        def queue(name: str, dead_letter: str | None, limit: int, *patterns: str) -> Queue:
-            bindings = tuple((exchange, pattern) for pattern in patterns)
+        def queue(name: str, dead_letter: str | None, limit: int, *keys: str) -> Queue:
+            bindings = tuple((exchange.name, key) for exchange in exchanges for key in keys)
             return Queue(name, bindings, dead_letter, self.queue_kind, self.expires, limit)
 
         def own(name: str, operation: str, handlers: Mapping[str, Handler]) -> Queue:
-            patterns = (f"{operation}.{action}" for action in sorted(handlers))
+            keys = [f"{operation}.{action}" for action in sorted(handlers)]
             # What the broker gives up on goes to an orchestrator first, who tells its saga.
-            return queue(self.on_broker(name), orchestrator, self.delivery_limit, *patterns)
+            return queue(self.on_broker(name), orchestrator, self.delivery_limit, *keys)
 
         return Topology(
-            exchanges=(Exchange(exchange, auto_delete=self.expires is not None),),
+            exchanges=exchanges,
             queues=(
                 queue(dead, None, UNLIMITED),
                 queue(orchestrator, dead, UNLIMITED, "start_child", "compensate_child", "report", "reply"),
@@ -173,18 +184,26 @@ class Config:
         )
 
     def message(self, command: Carried, saga: Saga | None = None) -> Message:
-        """Return the message that carries a command; where a participant handles it, with what it needs of the saga."""
+        """Return the message that carries a command; where a participant handles it, with what it needs of the saga.
+
+        What an engine with this configuration handles itself goes through the direct exchange: RabbitMQ needs a quarter
+        less time for it.
+        """
         operation = OPERATIONS[type(command)]
         id, key, work = f"{command.saga}.{command.step}.{operation}.{command.attempt}", operation, None
+        exchange = self.direct_exchange
         if isinstance(command, WITH_HANDLER):
             key = f"{operation}.{command.action}"
-            if saga is not None and self.handler(command) is None:
-                work, command = work_of(saga, command), within_the_sagas_time(saga, command)
+            if self.handler(command) is None:
+                exchange = self.exchange
+                if saga is not None:
+                    work, command = work_of(saga, command), within_the_sagas_time(saga, command)
         elif isinstance(command, Reply):
+            exchange = self.exchange
             # It repeats the names that came, and they may be anybody's.
             id = f"{command.saga}.{command.step}.{command.of}.{operation}.{command.attempt}"
             id = id.encode()[:255].decode(errors="ignore")
-        return Message(self.exchange, key, encode_command(command, work), id, f"saga.step.{operation}")
+        return Message(exchange, key, encode_command(command, work), id, f"{COMMAND}{operation}")
 
     def messages(self, outcome: Outcome) -> list[Message]:
         """Return the messages that carry what a commit has caused."""

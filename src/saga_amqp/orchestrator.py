@@ -163,8 +163,11 @@ class Orchestrator:
         As long as a channel has not heard that a quorum queue is gone, RabbitMQ confirms what is published over it and
         may lose it, even when a new queue has the name (3.10).
         """
-        await anyio.sleep(self._config.republish_after)
+        after, names = self._config.republish_after, sorted(queues)
+        logger.debug("What was in the queues %s is looked for again in %g s", names, after)
+        await anyio.sleep(after)
         await self._make_good(queues)
+        logger.debug("What was in the queues %s was looked for again", names)
 
     async def _make_good(self, queues: frozenset[str]) -> None:
         """Publish again all that running sagas wait for, where one of our queues was missing.

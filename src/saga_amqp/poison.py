@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from saga_amqp.config import Config
+from saga_amqp.config import COMMAND, Config
 from saga_amqp.contracts import Delivery, Message
 from saga_amqp.errors import FrameError, UnroutableError
 from saga_amqp.transports import letters
@@ -125,7 +125,7 @@ def examine(delivery: Delivery, queue: str, config: Config) -> Examined:
 
 def unroutable(message: Message, error: UnroutableError, config: Config) -> Poison | None:
     """Return what it means that no queue takes a message; None where it is for a queue of our own that was deleted."""
-    if not _is_command(message, config):
+    if not _is_command(message):
         return None
     command = decode_command(message.body)
     if not isinstance(command, WITH_HANDLER) or config.handler(command) is not None:
@@ -137,7 +137,7 @@ def unroutable(message: Message, error: UnroutableError, config: Config) -> Pois
 def oversize(message: Message, config: Config) -> Poison | None:
     """Return what is wrong with a message that is too long to be published; None where it is not."""
     size = len(message.body)
-    if size <= config.max_message_size or not _is_command(message, config):
+    if size <= config.max_message_size or not _is_command(message):
         return None
     command = decode_command(message.body)
     what = f"The message for {message.routing_key!r}"
@@ -176,8 +176,8 @@ def short(name: str) -> str:
     return name.encode(errors="replace")[:LONGEST_ID].decode(errors="ignore")
 
 
-def _is_command(message: Message, config: Config) -> bool:
-    return message.mandatory and message.exchange == config.exchange
+def _is_command(message: Message) -> bool:
+    return message.type.startswith(COMMAND)
 
 
 def _own(headers: Mapping[str, object]) -> dict[str, str | int]:

@@ -800,13 +800,14 @@ async def test_a_queue_that_has_lost_its_bindings_is_declared_again(world: World
     world.assert_queues_are_empty()
 
 
-async def test_an_exchange_that_was_deleted_is_declared_again(world: World) -> None:
-    async def delete_it(saga: Saga, step: Step) -> None:
-        del world.broker.exchanges["sagas"]
+async def test_exchanges_that_were_deleted_are_declared_again(world: World) -> None:
+    async def delete_them(saga: Saga, step: Step) -> None:
+        world.broker.exchanges.clear()
 
-    world.replace("do.a", delete_it)
+    world.replace("do.a", delete_them)
     async with world.running() as manager:
-        del world.broker.exchanges["sagas"]
+        assert set(world.broker.exchanges) == {"sagas", "sagas.direct"}
+        world.broker.exchanges.clear()
         saga = await manager.wait((await manager.start("s", steps("a", "b"))).id)
     assert saga.is_completed
     assert world.calls == ["do.a", "do.b"]

@@ -16,7 +16,9 @@ async def fails(saga: Saga, step: Step) -> None:
     raise StepError("no", "no")
 
 
-async def test_messages_go_through_the_configured_exchange_to_the_configured_queues(world: World) -> None:
+async def test_messages_go_through_the_exchange_that_is_configured_to_the_configured_queues(
+    world: World,
+) -> None:
     """There: to the default exchange with fixed keys, so that compensations reach a queue that nobody reads."""
     world.replace("do.b", fails)
     names = {
@@ -30,7 +32,7 @@ async def test_messages_go_through_the_configured_exchange_to_the_configured_que
         saga = await manager.start("s", steps("a", "b"))
         assert world.depth("shop.forward") == 1
         (message,) = (held.message for held in world.broker.queues["shop.forward"].ready)
-        assert message.exchange == "shop"
+        assert message.exchange == "shop.direct"
     async with world.running(**names) as manager:
         assert (await manager.wait(saga.id)).is_compensated
         sent = {moment.command for moment in world.watch.moments if moment.point is Point.RECEIVED}

@@ -3,9 +3,10 @@
 # Neither a broker nor a transport tells when it is in trouble: they have to be asked again and again.
 # ruff: noqa: ASYNC110
 
+import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -44,16 +45,33 @@ CONCURRENCY = 100
 
 DEADLINE = 30.0
 
-# Each channel is told to acknowledge what it has never delivered, which is an error that the broker closes it for.
-CLOSE_EVERY_CHANNEL = (
-    "[rabbit_channel:do(C, {'basic.ack', 999999999, false}) || C <- rabbit_channel:list()], ok."
-)
 
 # What RabbitMQ lists of a quorum queue may be seconds old; this asks its leader, and counts what is in hand as well.
 COUNT = """lists:sum([begin
     {{ok, {{_, Count}}, _}} = ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1), Count
 end || Q <- rabbit_amqqueue:list(<<"/">>), {{_, _, _, Name}} <- [amqqueue:get_name(Q)],
     binary:match(Name, <<"{prefix}">>) =/= nomatch])."""
+
+
+class Looks(logging.Handler):
+    """Hears in the log of engines that look again for what deleted queues have lost."""
+
+    def __init__(self, engines: int) -> None:
+        super().__init__()
+        self._engines = engines
+        self._begun = self._ended = 0
+        self._changed = anyio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._begun += record.msg.startswith("What was in the queues %s is looked for again")
+        self._ended += record.msg.startswith("What was in the queues %s was looked for again")
+        self._changed.set()
+
+    async def over(self) -> None:
+        """Wait until each engine has looked again, and none is about to."""
+        while self._ended < max(self._begun, self._engines):
+            self._changed = anyio.Event()
+            await self._changed.wait()
 
 
 class Storm(RabbitWorld):
@@ -65,6 +83,10 @@ class Storm(RabbitWorld):
         super().__init__(f"{node.url()}?heartbeat={HEARTBEAT}", prefix)
         self.node = node
         self.proxy: Proxy
+        self.exchanges = [
+            f'rabbit_misc:r(<<"/">>, exchange, <<"{prefix}.{name}">>)' for name in ("sagas", "sagas.direct")
+        ]
+        """How Erlang names them."""
         self.transports: list[AmqpTransport] = []
         self.managers: list[Manager] = []
         self.begun: Counter[tuple[str, str]] = Counter()
@@ -214,6 +236,19 @@ class Storm(RabbitWorld):
             one.waits_for for one in self.managers
         ):
             await anyio.sleep(POLL_INTERVAL)
+
+    @contextmanager
+    def looking_again(self) -> Iterator[Looks]:
+        """Hear of engines that look again for what deleted queues have lost."""
+        looks, logger = Looks(len(self.managers)), logging.getLogger("saga_amqp.engine")
+        level = logger.level
+        logger.addHandler(looks)
+        logger.setLevel(logging.DEBUG)
+        try:
+            yield looks
+        finally:
+            logger.setLevel(level)
+            logger.removeHandler(looks)
 
     async def until_rested(self, count: int) -> None:
         """Wait until so many sagas have come to rest."""

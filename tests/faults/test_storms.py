@@ -21,7 +21,7 @@ from saga_amqp import SQLiteStore
 from tests.servers import RabbitMQ
 
 from .proxy import BOTH, Direction
-from .storm import AT_ONCE, REPUBLISH_AFTER, Storm
+from .storm import AT_ONCE, Storm
 from .world import POLL_INTERVAL
 
 # Each channel is told to acknowledge what it has never delivered, an error for which the broker closes it.
@@ -87,15 +87,17 @@ async def channels(storm: Storm) -> set[str]:
 
 async def deleted_queue(storm: Storm, name: str) -> None:
     queue = f"{storm.prefix}.saga.{name}"
-    await storm.ctl("delete_queue", queue)
-    await storm.until_true(f'rabbit_amqqueue:exists(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)).')
-    await anyio.sleep(1.5 * REPUBLISH_AFTER)  # then the engines look for a second time
+    with storm.looking_again() as looks:
+        await storm.ctl("delete_queue", queue)
+        await storm.until_true(f'rabbit_amqqueue:exists(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)).')
+        await looks.over()
 
 
-async def deleted_exchange(storm: Storm) -> None:
-    exchange = f'rabbit_misc:r(<<"/">>, exchange, <<"{storm.prefix}.sagas">>)'
-    await storm.evaluate(f'ok = rabbit_exchange:delete({exchange}, false, <<"a storm">>).')
-    await storm.until_true(f"element(1, rabbit_exchange:lookup({exchange})) =:= ok.")
+async def deleted_exchanges(storm: Storm) -> None:
+    for exchange in storm.exchanges:
+        await storm.evaluate(f'ok = rabbit_exchange:delete({exchange}, false, <<"a storm">>).')
+    for exchange in storm.exchanges:
+        await storm.until_true(f"element(1, rabbit_exchange:lookup({exchange})) =:= ok.")
 
 
 async def blocked(storm: Storm, command: str, short: str, enough: str) -> None:
@@ -122,7 +124,7 @@ FAULTS: dict[str, Fault] = {
     "deleted steps": partial(deleted_queue, name="steps"),
     "deleted compensations": partial(deleted_queue, name="compensate"),
     "deleted orchestrator": partial(deleted_queue, name="orchestrator"),
-    "deleted exchange": deleted_exchange,
+    "deleted exchanges": deleted_exchanges,
     "short of memory": partial(
         blocked, command="set_vm_memory_high_watermark", short="0.0000001", enough="0.4"
     ),
@@ -163,5 +165,5 @@ async def storm(node: RabbitMQ, unique: str) -> AsyncIterator[Storm]:
     yield storm
     await storm.evaluate(
         '[rabbit_amqqueue:delete(Q, false, false, <<"test">>) || Q <- rabbit_amqqueue:list(<<"/">>)], '
-        f'rabbit_exchange:delete(rabbit_misc:r(<<"/">>, exchange, <<"{storm.prefix}.sagas">>), false, <<"test">>).'
+        f'[rabbit_exchange:delete(X, false, <<"test">>) || X <- [{", ".join(storm.exchanges)}]].'
     )

@@ -90,7 +90,8 @@ async def remove_queues(setting: Setting) -> None:
     async with _channel(setting) as channel:
         for queue in _queues(setting):
             await channel.queue_delete(queue)
-        await channel.exchange_delete(config(setting).topology().exchanges[0].name)
+        for exchange in config(setting).topology().exchanges:
+            await channel.exchange_delete(exchange.name)
 
 
 def _queues(setting: Setting) -> list[str]:
