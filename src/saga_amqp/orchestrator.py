@@ -88,21 +88,14 @@ class Orchestrator:
     async def attend(self, fail: Callable[[Exception], None]) -> None:
         """Sweep the store, while an engine runs. For ever."""
         assert self._broker is not None
-
-        async def fire(saga_id: str) -> None:
-            try:
-                await self._pass_time(saga_id)
-            except Exception as error:
-                fail(error)
-
-        async def publish(commit: Commit) -> None:
-            try:
-                await self._publish_again(commit)
-            except Exception as error:
-                fail(error)
-
         self._sweep = Sweep(
-            self._store, self._config, self._clock, fire=fire, publish=publish, until_up=self._broker.restored
+            self._store,
+            self._config,
+            self._clock,
+            fire=self._pass_time,
+            publish=self._publish_again,
+            until_up=self._broker.restored,
+            fail=fail,
         )
         try:
             await self._sweep.run()

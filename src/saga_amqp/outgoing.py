@@ -126,12 +126,7 @@ class Outgoing:
         began = self._clock()
         self._config.observe(Point.PUBLISHING, commit[0])
         try:
-            if messages:
-                try:
-                    await self._send(self._broker, messages)
-                except PublishError:  # a queue of our own was deleted, or the exchange
-                    await self._broker.declare()
-                    await self._send(self._broker, messages)
+            await self._send(self._broker, messages)
         except ConnectionLostError as error:
             # That the broker is gone was logged already, once.
             logger.info("Saga %s goes on when the broker is back: %s", commit[0], error)
@@ -142,23 +137,14 @@ class Outgoing:
         self._changed.set()
 
     async def send(self, messages: Sequence[Message]) -> None:
-        """Publish messages of no commit in particular, as often as the connection is lost, and twice if refused.
+        """Publish messages of no commit in particular, as often as the connection is lost.
 
         Raises: TransportError.
         """
-        refused = False
         while self._broker is not None:
             await self._broker.restored()
-            try:
+            with suppress(ConnectionLostError):
                 return await self._send(self._broker, messages)
-            except ConnectionLostError:
-                pass
-            except PublishError:
-                if refused:
-                    raise
-                refused = True
-                with suppress(ConnectionLostError):
-                    await self._broker.declare()
 
     async def run(self) -> None:
         """Take notes off, a little after they are done with, and send what could not be sent before. For ever."""
@@ -204,6 +190,14 @@ class Outgoing:
             self._changed.set()  # there may be more by now
 
     async def _send(self, broker: Reconnecting, messages: Sequence[Message]) -> None:
+        """Send messages, and once more if they are refused: a queue of our own was deleted, or an exchange."""
+        try:
+            await self._try_to_send(broker, messages)
+        except PublishError:
+            await broker.declare()
+            await self._try_to_send(broker, messages)
+
+    async def _try_to_send(self, broker: Reconnecting, messages: Sequence[Message]) -> None:
         sending = _Sending(self._config, len(messages))
         for message in messages:
             if (poison := oversize(message, self._config)) is not None:

@@ -23,8 +23,8 @@ SHARE = 100
 class Sweep:
     """Finds due sagas and unpublished commits, and hands them on.
 
-    `fire` does what is due in a saga; `publish` publishes what a commit caused, as soon as `until_up` returns. The two
-    raise nothing.
+    `fire` does what is due in a saga; `publish` publishes what a commit caused, as soon as `until_up` returns. What
+    they raise is handed to `fail`.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Sweep:
         fire: Callable[[str], Awaitable[None]],
         publish: Callable[[Commit], Awaitable[None]],
         until_up: Callable[[], Awaitable[object]],
+        fail: Callable[[Exception], None],
     ) -> None:
         self.timers = Timers(clock)
         self._store = store
@@ -44,6 +45,7 @@ class Sweep:
         self._fire = fire
         self._publish = publish
         self._until_up = until_up
+        self._fail = fail
         self._hinted = anyio.Event()
         self._room = anyio.Semaphore(SHARE)
 
@@ -79,8 +81,11 @@ class Sweep:
             self._hinted = anyio.Event()
 
     async def _do(self, do: Callable[[ItemT], Awaitable[None]], item: ItemT) -> None:
-        async with self._room:
-            await do(item)
+        try:
+            async with self._room:
+                await do(item)
+        except Exception as error:
+            self._fail(error)
 
     async def _due(self) -> Sequence[str]:
         # Whoever holds a timer in memory is left the time to fire it.

@@ -139,8 +139,7 @@ def sweeps_up_slow_steps(patch: pytest.MonkeyPatch) -> None:
     run = sweep.Sweep.run
 
     async def sweeping(self: Any) -> None:
-        held = (cell.cell_contents for cell in self._fire.__closure__)
-        (it,) = (one for one in held if isinstance(one, orchestrator.Orchestrator))
+        it: orchestrator.Orchestrator = self._fire.__self__
 
         async def due() -> Sequence[str]:
             now = self._clock()
