@@ -25,9 +25,6 @@ logger = logging.getLogger("saga_amqp.transports.amqp")
 # Frames of basic.publish that are kept ready, per channel: one for each exchange and routing key, mandatory or not.
 PREFIXES = 1024
 
-# Turns for which acknowledgements behind a gap wait for it to close. In most gaps a confirm is on its way.
-PATIENCE = 4
-
 Settled = Callable[[TransportError | None], None]
 
 
@@ -40,10 +37,6 @@ class Outgoing(Protocol):
 
     def flush_soon(self, lane: "ConsumeLane") -> None:
         """Call `lane.flush` once, before the next sending."""
-        ...
-
-    def flush_later(self, lane: "ConsumeLane") -> None:
-        """Do the same, and have a turn for it a moment later if nobody sends anything until then."""
         ...
 
 
@@ -163,8 +156,7 @@ class ConsumeLane:
     """Messages in hand, until each is acknowledged or rejected, and the acknowledgements that are still to be sent.
 
     Delivery tags count up from 1. Acknowledgements are sent once per turn: one for all tags without a gap before
-    them, and one for each of the others, so that a slow handler keeps nobody else's message back. These are dearer for
-    the broker, so they wait for some turns whether the gap closes, unless a quarter of the prefetch waits by now.
+    them, and one for each of the others, so that a slow handler keeps nobody else's message back.
     """
 
     def __init__(
@@ -172,7 +164,6 @@ class ConsumeLane:
         channel: int,
         out: Outgoing,
         queue: str,
-        prefetch: int,
         receive: Callable[[Delivery], None],
         broken: Callable[[TransportError], None],
     ) -> None:
@@ -180,14 +171,11 @@ class ConsumeLane:
         self.dead = False
         self._out = out
         self._queue = queue
-        self._most_waiting = prefetch // 4
         self._receive = receive
         self._broken = broken
         self._settled_up_to = 0
         self._settled_beyond: set[int] = set()
         self._unsent: list[int] = []
-        self._waiting: list[int] = []
-        self._turns = 0
 
     def take(self, event: Delivered | Confirmed | Returned) -> None:
         """Hand a message on. Raises: FrameError, when the event has no place on this channel."""
@@ -215,29 +203,23 @@ class ConsumeLane:
         self._out.send(frames.reject(self.channel, tag, requeue=requeue))
         self._note((tag,))
 
-    def flush(self, *, all_of_it: bool = False) -> None:
-        """Send the acknowledgements that have come together; `all_of_it` those behind a gap as well."""
-        if self.dead or not (self._unsent or self._waiting):
+    def flush(self) -> None:
+        """Send the acknowledgements that have come together."""
+        if self.dead or not self._unsent:
             return
-        new, self._unsent = self._unsent, []
-        up_to = self._note(new)
-        # The broker knows only tags that it still waits for, so the highest must be one that is acknowledged now.
-        highest, beyond = 0, list[int]()
-        for tag in self._waiting + new:
+        unsent, self._unsent = self._unsent, []
+        up_to = self._note(unsent)
+        highest = 0
+        singles: list[bytes] = []
+        for tag in unsent:
             if tag > up_to:
-                beyond.append(tag)
+                singles.append(frames.acknowledge(self.channel, tag, multiple=False))
             elif tag > highest:
                 highest = tag
-        data = frames.acknowledge(self.channel, highest, multiple=True) if highest else b""
-        self._turns = self._turns + 1 if beyond else 0
-        if self._turns > PATIENCE or len(beyond) > self._most_waiting or all_of_it:
-            data += b"".join([frames.acknowledge(self.channel, tag, multiple=False) for tag in beyond])
-            beyond, self._turns = [], 0
-        self._waiting = beyond
-        if beyond:
-            self._out.flush_later(self)
-        if data:
-            self._out.send(data)
+        # The broker knows only tags that it still waits for, so the highest must be one that is acknowledged now.
+        if highest:
+            singles.append(frames.acknowledge(self.channel, highest, multiple=True))
+        self._out.send(b"".join(singles))
 
     def closed(self, reason: str) -> None:
         """Learn that the broker closed the channel."""
@@ -262,7 +244,6 @@ class ConsumeLane:
         """Send and hand on nothing from now on."""
         self.dead = True
         self._unsent.clear()
-        self._waiting.clear()
 
     def _note(self, tags: Iterable[int]) -> int:
         """Count tags as settled, and return up to where there is no gap."""
