@@ -61,14 +61,19 @@ def orders_side_by_side(
 ) -> list[Outcome]:
     """Run orders in so many processes, which begin to measure at the same moment. Raises: RuntimeError."""
     begun = [_begun("orders", store, loop, servers, [*more, "--together"]) for _ in range(processes)]
-    for process in begun:
-        assert process.stdout is not None
-        process.stdout.readline()  # it is ready
-    for process in begun:
-        assert process.stdin is not None
-        process.stdin.write(f"{time.time() + WARM_UP}\n")
-        process.stdin.flush()
-    return [outcome for process in begun for outcome in _ended(process, list[Outcome])]
+    try:
+        for process in begun:
+            assert process.stdout is not None
+            process.stdout.readline()  # it is ready
+        for process in begun:
+            assert process.stdin is not None
+            process.stdin.write(f"{time.time() + WARM_UP}\n")
+            process.stdin.flush()
+        return [outcome for process in begun for outcome in _ended(process, list[Outcome])]
+    finally:
+        for process in begun:
+            process.kill()
+            process.communicate()
 
 
 def weights(store: str, loop: str, servers: Servers, count: int) -> Weight:

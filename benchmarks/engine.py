@@ -14,12 +14,12 @@ from benchmarks.report import Report, load, machine
 from benchmarks.runner import Options, Ratio, Rival, Rounds, Sample, Samples, lines, p50, ratio, take_turns
 
 LOOPS = ("asyncio", "uvloop", "trio")
-AT_ONCE = (1, 10, 100, 1_000)
-MANY = 100
+AT_ONCE = (1, 10, 100, 300, 1_000)
+MANY, MOST = 100, 300
 COMPLETED, UNDONE, WAITING = "completed", "undone", "handlers wait 5 ms"
 MANNERS = {COMPLETED: [], UNDONE: ["--declined"], WAITING: ["--wait", "5"]}
 AIORMQ = "aiormq at its best"
-AIORMQ_IN_FLIGHT = 300
+AIORMQ_IN_FLIGHT = MOST
 SELDOM = 3
 PARTS = "parts of one order, each alone"
 
@@ -77,15 +77,15 @@ def _course(loop: str) -> Iterator[tuple[str, Sequence[int], int]]:
     What is compared takes part in every round; what only shows a curve does so seldom.
     """
     if loop == "uvloop":
-        yield COMPLETED, (MANY,), 1
+        yield COMPLETED, (MANY, MOST), 1
         return
-    first, *others = [many for many in AT_ONCE if many != MANY]
-    alone, more = ((first, MANY), others) if loop == LOOPS[0] else ((MANY,), [first, *others])
+    first, *others = [many for many in AT_ONCE if many not in (MANY, MOST)]
+    alone, more = ((first, MANY, MOST), others) if loop == LOOPS[0] else ((MANY, MOST), [first, *others])
     yield COMPLETED, alone, 1
     yield COMPLETED, more, SELDOM
     yield UNDONE, (MANY,), SELDOM
     if loop == LOOPS[0]:
-        yield WAITING, AT_ONCE[2:], SELDOM
+        yield WAITING, (MANY, 1_000), SELDOM
 
 
 def _orders(cells: Sequence[Cell], servers: Servers, options: Options) -> Samples:
@@ -110,21 +110,21 @@ def _hops(relay: str, loop: str, in_flight: int, servers: Servers, options: Opti
 
 
 def _ratios(rounds: Rounds) -> Iterator[Ratio]:
-    def many(store: str, loop: str) -> str:
-        return Cell(store, loop, MANY, COMPLETED).name
+    def many(store: str, loop: str, at_once: int = MANY) -> str:
+        return Cell(store, loop, at_once, COMPLETED).name
 
     aiormq = [_aiormq(loop) for loop in LOOPS[:2]]
     yield from ratio(
-        f"engine, memory, {MANY} at once / {AIORMQ}, best loops",
+        f"engine, memory, {MANY} or {MOST} at once / {AIORMQ}, best loops",
         rounds,
-        [many("memory", loop) for loop in LOOPS],
+        [many("memory", loop, at_once) for loop in LOOPS for at_once in (MANY, MOST)],
         aiormq,
         at_least=2.2,
     )
     yield from ratio(
-        f"engine, memory, {MANY} at once / {AIORMQ}, both on asyncio",
+        f"engine, memory, {MANY} or {MOST} at once / {AIORMQ}, both on asyncio",
         rounds,
-        [many("memory", "asyncio")],
+        [many("memory", "asyncio", at_once) for at_once in (MANY, MOST)],
         aiormq[:1],
         at_least=2.2,
     )

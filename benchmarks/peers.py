@@ -16,7 +16,7 @@ from benchmarks.rivals import RESTATE_SERVER
 from benchmarks.runner import Options, Ratio, Rival, Rounds, Samples, lines, p50, ratio, take_turns
 
 LOOP = "asyncio"
-OURS_AT_ONCE = (1, 100)
+OURS_AT_ONCE = (1, 100, 300)
 POSTGRES, SQLITE = "engine, postgres", "engine, sqlite"
 
 
@@ -100,7 +100,7 @@ def _ratios(rounds: Rounds) -> Iterator[Ratio]:
         ("the Celery chain", [CELERY_THREADS, CELERY_PROCESSES], 7.0),
     ):
         theirs = [_name(peer.name, many) for peer in peers for many in peer.at_once]
-        ours = [_name(POSTGRES, OURS_AT_ONCE[-1])]
+        ours = [_name(POSTGRES, many) for many in OURS_AT_ONCE]
         yield from ratio(f"{POSTGRES} / {name}, each at its best", rounds, ours, theirs, at_least=at_least)
     for name, ours_, peers, at_most in (
         ("PostgreSQL", POSTGRES, [RESTATE, DBOS_POSTGRES], 1.0),

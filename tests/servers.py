@@ -148,15 +148,23 @@ class RabbitMQ:
         Raises:
             ServerError: The expression fails, or takes longer than a minute.
         """
-        own = self._own()
+        own, deadline = self._own(), time.monotonic() + COMMAND_DEADLINE
         command = ["erl_call", "-sname", f"saga-{self.port}@localhost", "-e"]
-        answer = run(
-            command,
-            environment=self._environment(own),
-            cwd=own.directory,
-            deadline=COMMAND_DEADLINE,
-            words=f"{expression}\n",
-        )
+        while True:
+            try:
+                answer = run(
+                    command,
+                    environment=self._environment(own),
+                    cwd=own.directory,
+                    deadline=COMMAND_DEADLINE,
+                    words=f"{expression}\n",
+                )
+                break
+            except ServerError as error:
+                # A busy node may not shake hands in time.
+                if not (self.running and "failed to connect" in str(error)) or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_INTERVAL)
         if not answer.startswith("{ok, "):
             raise ServerError(f"The node cannot evaluate {expression}: {answer}")
         return answer.removeprefix("{ok, ").removesuffix("}")

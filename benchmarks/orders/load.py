@@ -15,6 +15,9 @@ from benchmarks.orders.shop import CUSTOMER, STEPS, Shop
 from benchmarks.runner import Latency
 from saga_amqp import Manager, SagaState
 
+FEWEST = 2
+"""Orders that a latency can be told of."""
+
 
 class Outcome(msgspec.Struct, frozen=True):
     """What a load came to: steps per second, microseconds of processor time per step, and the times of whole sagas.
@@ -59,6 +62,8 @@ async def drive(
 ) -> Outcome:
     """Keep so many orders going, and measure for so many seconds once they have warmed up; then let them end.
 
+    On a busy machine it is measured for longer, until there is a latency to tell of.
+
     What is counted is handlers that began: that many have ended too, but for the difference of what is under way at
     both ends. `watched` is entered while it is measured.
 
@@ -67,6 +72,7 @@ async def drive(
     rest = SagaState.COMPENSATED if declined else SagaState.COMPLETED
     ended, counting, going = 0, False, True
     times: list[float] = []
+    enough = anyio.Event()
 
     async def client() -> None:
         nonlocal ended
@@ -79,6 +85,8 @@ async def drive(
             ended += 1
             if counting:
                 times.append(time.perf_counter() - began)
+                if len(times) == FEWEST:
+                    enough.set()
 
     async with anyio.create_task_group() as clients:
         for _ in range(at_once):
@@ -88,6 +96,7 @@ async def drive(
         with watched():
             ran, began, cpu = shop.ran, time.perf_counter(), time.process_time()
             await anyio.sleep(seconds)
+            await enough.wait()
             ran, taken, cpu = shop.ran - ran, time.perf_counter() - began, time.process_time() - cpu
         counting = going = False
     return Outcome(at_once, ran / taken, cpu / max(ran, 1) * 1e6, latency(times), shop.ran, ended)
@@ -137,7 +146,7 @@ async def weigh(manager: Manager, shop: Shop, count: int) -> Weight:
 
 def latency(times: Sequence[float]) -> Latency:
     """Sum up the seconds that single operations took."""
-    if len(times) < 2:
+    if len(times) < FEWEST:
         raise BrokenOrderError(f"only {len(times)} operations ended while it was measured")
     hundredths = statistics.quantiles(times, n=100, method="inclusive")
     return Latency(*(hundredths[part - 1] * 1e3 for part in (50, 95, 99)))

@@ -182,6 +182,24 @@ async def test_a_channel_that_the_broker_closes_ends_its_consumer(
     assert_nothing_of_aiormq(caplog)
 
 
+@pytest.mark.uvloop
+async def test_a_message_that_nobody_acknowledges_keeps_no_others_back(amqp_url: str) -> None:
+    with anyio.fail_after(30):
+        async with AmqpTransport(amqp_url) as transport:
+            queue = await new_queue(transport)
+            inbox, outbox = Inbox(), Outbox(transport)
+            for number in range(40):
+                await outbox.begin(message_to(queue, str(number)))
+            async with transport.consume(queue, 8, inbox):
+                (first,) = await inbox.take(1)
+                for number in range(1, 40):
+                    (delivery,) = await inbox.take(1)
+                    assert delivery.message_id == str(number)
+                    delivery.acknowledge()
+            assert first.message_id == "0"
+            assert len(await drain(transport, queue)) == 1
+
+
 async def test_leaving_forgets_no_acknowledgement(amqp_url: str) -> None:
     """A channel that is closed at once forgets nearly half of so many acknowledgements of a quorum queue."""
     with anyio.fail_after(30):
