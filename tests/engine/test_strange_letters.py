@@ -28,7 +28,7 @@ STRANGE = b"\x20\x00" + struct.pack(">I", 11) + b"\x01tT" + b"\xff" * 8
 
 
 def delivery(about: bytes, body: bytes = encode_command(RUN), redelivered: bool = False) -> Delivery:
-    lane = ConsumeLane(1, _Nowhere(), "queue", lambda _: None, lambda _: None)
+    lane = ConsumeLane(1, _Nowhere(), "queue", 1, lambda _: None, lambda _: None)
     return AmqpDelivery(lane, Delivered(1, 1, redelivered, about, body))
 
 

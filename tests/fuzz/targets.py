@@ -398,7 +398,7 @@ def _through_lanes(events: Sequence[Any]) -> str:
     settled: list[TransportError | None] = []
     received: list[Delivery] = []
     publishing = PublishLane(PUBLISHING, _Nowhere(), FRAME_MAX)
-    consuming = ConsumeLane(CONSUMING, _Nowhere(), "saga.steps", received.append, lambda _: None)
+    consuming = ConsumeLane(CONSUMING, _Nowhere(), "saga.steps", 1, received.append, lambda _: None)
     publishing.publish(
         Message("sagas", "execute.a", BODY, f"{notation.ID}.pay.execute.1", "type"), settled.append
     )
@@ -488,7 +488,7 @@ LETTER_SEEDS = [
 def _take_letter(data: bytes) -> str:
     """Take a message as an engine does: from the orchestrator's queue or from that of steps, come back or not."""
     where, size = data[:1] or b"\x00", int.from_bytes(data[1:3], "big")
-    lane = ConsumeLane(CONSUMING, _Nowhere(), "queue", lambda _: None, lambda _: None)
+    lane = ConsumeLane(CONSUMING, _Nowhere(), "queue", 1, lambda _: None, lambda _: None)
     event = Delivered(CONSUMING, 1, bool(where[0] & 1), data[3 : 3 + size], data[3 + size :])
     delivery = AmqpDelivery(lane, event)
     queue = CONFIG.orchestrator if where[0] & 2 else CONFIG.step_queue

@@ -21,7 +21,7 @@ from saga_amqp.errors import (
     UnroutableError,
 )
 from saga_amqp.transports.amqp.frames import Confirmed, Delivered, Returned
-from saga_amqp.transports.amqp.lanes import PREFIXES, ConsumeLane, PublishLane
+from saga_amqp.transports.amqp.lanes import PATIENCE, PREFIXES, ConsumeLane, PublishLane
 from tests.transports.test_frames import encoded, unmarshal
 
 
@@ -36,7 +36,11 @@ class Sent:
         self.frames += unmarshal(data)
 
     def flush_soon(self, lane: ConsumeLane) -> None:
-        self.to_flush.append(lane)
+        self.flush_later(lane)
+
+    def flush_later(self, lane: ConsumeLane) -> None:
+        if lane not in self.to_flush:
+            self.to_flush.append(lane)
 
     def flush(self) -> None:
         to_flush, self.to_flush = self.to_flush, []
@@ -65,23 +69,28 @@ class Broker:
         self.waiting -= tags
 
 
-def consume(out: Sent, count: int) -> tuple[ConsumeLane, list[Delivery], list[TransportError]]:
+def consume(
+    out: Sent, count: int, prefetch: int = 1
+) -> tuple[ConsumeLane, list[Delivery], list[TransportError]]:
     deliveries: list[Delivery] = []
     errors: list[TransportError] = []
-    lane = ConsumeLane(1, out, "queue", deliveries.append, errors.append)
+    lane = ConsumeLane(1, out, "queue", prefetch, deliveries.append, errors.append)
     for tag in range(1, count + 1):
         lane.take(Delivered(1, tag, False, b"\x00\x00", b""))
     return lane, deliveries, errors
 
 
 @given(
-    st.permutations(range(12)), st.sets(st.integers(0, 11)), st.lists(st.booleans(), min_size=12, max_size=12)
+    st.permutations(range(12)),
+    st.sets(st.integers(0, 11)),
+    st.lists(st.integers(0, 2), min_size=12, max_size=12),
+    st.sampled_from([1, 8, 12, 48]),
 )
 def test_whatever_the_order_each_delivery_is_settled_as_it_was_asked(
-    order: list[int], rejected: set[int], flushes: list[bool]
+    order: list[int], rejected: set[int], flushes: list[int], prefetch: int
 ) -> None:
     out, broker = Sent(), Broker(12)
-    _, deliveries, _ = consume(out, 12)
+    lane, deliveries, _ = consume(out, 12, prefetch)
     asked: set[int] = set()
     for place, flush in zip(order, flushes, strict=True):
         if place in rejected:
@@ -89,15 +98,17 @@ def test_whatever_the_order_each_delivery_is_settled_as_it_was_asked(
         else:
             deliveries[place].acknowledge()
             asked.add(place + 1)
-        if flush:
+        for _ in range(flush):
             out.flush()
         for frame in out.frames:
             broker.take(frame)
         out.frames.clear()
         assert broker.acknowledged <= asked
         if flush:
-            assert broker.acknowledged == asked
-    out.flush()
+            waiting = asked - broker.acknowledged
+            assert len(waiting) <= prefetch // 4
+            assert not waiting or max(waiting) > min(broker.waiting - waiting)  # there is a gap
+    lane.flush(all_of_it=True)
     for frame in out.frames:
         broker.take(frame)
     assert not broker.waiting
@@ -113,6 +124,60 @@ def test_a_turn_of_acknowledgements_without_a_gap_is_one_frame() -> None:
     out.flush()
     (frame,) = out.frames
     assert (frame.delivery_tag, frame.multiple) == (999, True)
+
+
+def test_what_lies_behind_a_gap_waits_for_some_turns_that_it_closes() -> None:
+    out = Sent()
+    _, deliveries, _ = consume(out, 4, 100)
+    deliveries[1].acknowledge()
+    deliveries[2].acknowledge()
+    for _ in range(PATIENCE):
+        out.flush()
+        assert out.frames == []
+    deliveries[0].acknowledge()
+    out.flush()
+    (frame,) = out.frames
+    assert (frame.delivery_tag, frame.multiple) == (3, True)
+    out.flush()
+    assert len(out.frames) == 1
+
+
+def test_what_lies_behind_a_gap_does_not_wait_for_ever() -> None:
+    out = Sent()
+    _, deliveries, _ = consume(out, 4, 100)
+    deliveries[1].acknowledge()
+    deliveries[3].acknowledge()
+    for _ in range(PATIENCE + 1):
+        assert out.frames == []
+        out.flush()
+    assert [(frame.delivery_tag, frame.multiple) for frame in out.frames] == [(2, False), (4, False)]
+    out.flush()
+    assert len(out.frames) == 2
+
+
+def test_what_was_delivered_before_does_not_wait_at_all() -> None:
+    """It may be the company of a message that kills the next moment: this time it is to get out of it."""
+    out = Sent()
+    lane, deliveries, _ = consume(out, 2, 100)
+    lane.take(Delivered(1, 3, True, b"\x00\x00", b""))
+    deliveries[1].acknowledge()
+    out.flush()
+    assert out.frames == []
+    deliveries[2].acknowledge()
+    out.flush()
+    assert [frame.delivery_tag for frame in out.frames] == [2, 3]
+
+
+def test_no_more_than_a_quarter_of_the_prefetch_lies_behind_a_gap() -> None:
+    out = Sent()
+    _, deliveries, _ = consume(out, 10, 8)
+    for place in (1, 3):
+        deliveries[place].acknowledge()
+    out.flush()
+    assert out.frames == []
+    deliveries[5].acknowledge()
+    out.flush()
+    assert [frame.delivery_tag for frame in out.frames] == [2, 4, 6]
 
 
 def test_a_message_whose_properties_make_no_sense_has_no_id_and_can_be_rejected() -> None:
@@ -181,7 +246,7 @@ def test_a_receiver_that_raises_stops_nobody(caplog: pytest.LogCaptureFixture) -
         received.append(1)
         raise ValueError("a defect of the program")
 
-    lane = ConsumeLane(1, Sent(), "queue", receive, lambda error: None)
+    lane = ConsumeLane(1, Sent(), "queue", 1, receive, lambda error: None)
     with caplog.at_level(logging.CRITICAL, "saga_amqp.transports.amqp"):
         for tag in (1, 2):
             lane.take(Delivered(1, tag, False, b"\x00\x00", b""))

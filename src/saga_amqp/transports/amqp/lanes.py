@@ -25,6 +25,9 @@ logger = logging.getLogger("saga_amqp.transports.amqp")
 # Frames of basic.publish that are kept ready, per channel: one for each exchange and routing key, mandatory or not.
 PREFIXES = 1024
 
+# Turns for which acknowledgements behind a gap wait for it to close. In most gaps a confirm is on its way.
+PATIENCE = 4
+
 Settled = Callable[[TransportError | None], None]
 
 
@@ -37,6 +40,10 @@ class Outgoing(Protocol):
 
     def flush_soon(self, lane: "ConsumeLane") -> None:
         """Call `lane.flush` once, before the next sending."""
+        ...
+
+    def flush_later(self, lane: "ConsumeLane") -> None:
+        """Do the same, and have a turn for it a moment later if nobody sends anything until then."""
         ...
 
 
@@ -156,7 +163,9 @@ class ConsumeLane:
     """Messages in hand, until each is acknowledged or rejected, and the acknowledgements that are still to be sent.
 
     Delivery tags count up from 1. Acknowledgements are sent once per turn: one for all tags without a gap before
-    them, and one for each of the others, so that a slow handler keeps nobody else's message back.
+    them, and one for each of the others, so that a slow handler keeps nobody else's message back. These are dearer for
+    the broker, so they wait for some turns whether the gap closes, unless a quarter of the prefetch waits by now; or
+    unless one was delivered before: perhaps together with a message that kills whoever takes it, and will in a moment.
     """
 
     def __init__(
@@ -164,6 +173,7 @@ class ConsumeLane:
         channel: int,
         out: Outgoing,
         queue: str,
+        prefetch: int,
         receive: Callable[[Delivery], None],
         broken: Callable[[TransportError], None],
     ) -> None:
@@ -171,11 +181,15 @@ class ConsumeLane:
         self.dead = False
         self._out = out
         self._queue = queue
+        self._most_waiting = prefetch // 4
         self._receive = receive
         self._broken = broken
         self._settled_up_to = 0
         self._settled_beyond: set[int] = set()
         self._unsent: list[int] = []
+        self._waiting: list[int] = []
+        self._turns = 0
+        self._in_haste = False
 
     def take(self, event: Delivered | Confirmed | Returned) -> None:
         """Hand a message on. Raises: FrameError, when the event has no place on this channel."""
@@ -188,10 +202,11 @@ class ConsumeLane:
         except Exception:
             logger.exception("Message %s was not received; its consumer keeps it until it leaves", event.tag)
 
-    def acknowledge(self, tag: int) -> None:
-        """Take note of an acknowledgement."""
+    def acknowledge(self, tag: int, *, in_haste: bool = False) -> None:
+        """Take note of an acknowledgement; `in_haste`, it does not wait for a gap to close."""
         if self.dead:
             return
+        self._in_haste = self._in_haste or in_haste
         if not self._unsent:
             self._out.flush_soon(self)
         self._unsent.append(tag)
@@ -203,23 +218,29 @@ class ConsumeLane:
         self._out.send(frames.reject(self.channel, tag, requeue=requeue))
         self._note((tag,))
 
-    def flush(self) -> None:
-        """Send the acknowledgements that have come together."""
-        if self.dead or not self._unsent:
+    def flush(self, *, all_of_it: bool = False) -> None:
+        """Send the acknowledgements that have come together; `all_of_it` those behind a gap as well."""
+        if self.dead or not (self._unsent or self._waiting):
             return
-        unsent, self._unsent = self._unsent, []
-        up_to = self._note(unsent)
-        highest = 0
-        singles: list[bytes] = []
-        for tag in unsent:
+        new, self._unsent = self._unsent, []
+        up_to = self._note(new)
+        # The broker knows only tags that it still waits for, so the highest must be one that is acknowledged now.
+        highest, beyond = 0, list[int]()
+        for tag in self._waiting + new:
             if tag > up_to:
-                singles.append(frames.acknowledge(self.channel, tag, multiple=False))
+                beyond.append(tag)
             elif tag > highest:
                 highest = tag
-        # The broker knows only tags that it still waits for, so the highest must be one that is acknowledged now.
-        if highest:
-            singles.append(frames.acknowledge(self.channel, highest, multiple=True))
-        self._out.send(b"".join(singles))
+        data = frames.acknowledge(self.channel, highest, multiple=True) if highest else b""
+        self._turns = self._turns + 1 if beyond else 0
+        if all_of_it or self._in_haste or self._turns > PATIENCE or len(beyond) > self._most_waiting:
+            data += b"".join([frames.acknowledge(self.channel, tag, multiple=False) for tag in beyond])
+            beyond, self._turns, self._in_haste = [], 0, False
+        self._waiting = beyond
+        if beyond:
+            self._out.flush_later(self)
+        if data:
+            self._out.send(data)
 
     def closed(self, reason: str) -> None:
         """Learn that the broker closed the channel."""
@@ -244,6 +265,7 @@ class ConsumeLane:
         """Send and hand on nothing from now on."""
         self.dead = True
         self._unsent.clear()
+        self._waiting.clear()
 
     def _note(self, tags: Iterable[int]) -> int:
         """Count tags as settled, and return up to where there is no gap."""
@@ -288,7 +310,7 @@ class AmqpDelivery:
         """Tell the broker that the message is done with."""
         lane, self._lane = self._lane, None
         if lane is not None:
-            lane.acknowledge(self._tag)
+            lane.acknowledge(self._tag, in_haste=self.redelivered)
 
     def reject(self, *, requeue: bool) -> None:
         """Give the message back: to its queue, or else to the queue's dead-letter queue."""

@@ -7,6 +7,7 @@ link ends once, in `lose`, whatever the reason is; everybody who waits is told t
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Protocol
 
 import anyio
@@ -28,6 +29,9 @@ from saga_amqp.transports.amqp.lanes import ConsumeLane
 logger = logging.getLogger("saga_amqp.transports.amqp")
 
 CHUNK = 131_072
+
+# Seconds after which there is another turn if something is to be flushed.
+A_MOMENT = 0.002
 
 # The broker sends something every half heartbeat, so silence is counted in halves; six of them are the grace
 # period of aiormq, too. Counting turns instead of reading a clock forgives a program that blocked its own event loop.
@@ -120,8 +124,13 @@ class Link:
 
     def flush_soon(self, lane: ConsumeLane) -> None:
         """Call `lane.flush` once, before the next sending."""
-        self._to_flush.append(lane)
+        self.flush_later(lane)
         self._wake.set()
+
+    def flush_later(self, lane: ConsumeLane) -> None:
+        """Do the same, and have a turn for it a moment later if nobody sends anything until then."""
+        if lane not in self._to_flush:
+            self._to_flush.append(lane)
 
     async def room(self, size: int) -> None:
         """Wait until it is one's turn to send so many bytes, or the link is gone. Cancelled, the next one's turn comes.
@@ -228,7 +237,8 @@ class Link:
 
     async def _write(self) -> None:
         while True:
-            await self._wake.wait()
+            with anyio.move_on_after(A_MOMENT) if self._to_flush else nullcontext():
+                await self._wake.wait()
             to_flush, self._to_flush = self._to_flush, []
             for lane in to_flush:
                 lane.flush()

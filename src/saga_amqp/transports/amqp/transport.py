@@ -196,13 +196,13 @@ class AmqpTransport:
         link, control = connection.link, connection.control
         channel = await control.open_channel(confirms=False)
         consumer = AmqpConsumer(control, channel)
-        lane = ConsumeLane(channel.number, link, queue, receive, consumer.broke)
+        lane = ConsumeLane(channel.number, link, queue, prefetch, receive, consumer.broke)
         link.open_lane(channel.number, lane)
         try:
             await consumer.begin(queue, prefetch)
             yield consumer
         finally:
-            lane.flush()
+            lane.flush(all_of_it=True)
             lane.leave()
             with anyio.move_on_after(GOODBYE, shield=True), suppress(TransportError):
                 await consumer.leave()
