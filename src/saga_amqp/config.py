@@ -40,6 +40,9 @@ OPERATIONS: dict[type[Carried], str] = {
 COMMAND = "saga.step."
 """What the types of messages with commands begin with."""
 
+DIRECT = ".direct"
+"""What the direct exchange has behind the name of the other."""
+
 UNLIMITED = 1_000_000_000
 """Deliveries of one message. To say nothing would not do: RabbitMQ 4 has a limit of its own for quorum queues."""
 
@@ -107,7 +110,7 @@ class Config:
         if isinstance(self.remote, str):
             raise ValueError(f"remote takes a tuple of patterns, not the text {self.remote!r}")
         queues = (self.step_queue, self.compensate_queue, self.orchestrator_queue, self.dead_letter_queue)
-        for name in (self.saga_exchange, f"{self.saga_exchange}.direct", *queues):
+        for name in (self.saga_exchange, self.saga_exchange + DIRECT, *queues):
             if not name or len(self.on_broker(name).encode()) > 255:
                 raise ValueError(
                     f"The name {self.on_broker(name)!r} of an exchange or queue must have 1 to 255 bytes"
@@ -117,7 +120,7 @@ class Config:
                 f"Steps, compensations, the orchestrator and dead letters need queues of their own, not {queues}"
             )
         object.__setattr__(self, "exchange", self.on_broker(self.saga_exchange))
-        object.__setattr__(self, "direct_exchange", f"{self.exchange}.direct")
+        object.__setattr__(self, "direct_exchange", self.exchange + DIRECT)
         object.__setattr__(self, "orchestrator", self.on_broker(self.orchestrator_queue))
         for concurrency, prefetch in self.limits().values():
             if concurrency < 1 or not 1 <= prefetch <= 65_535:
